@@ -1,0 +1,15 @@
+// SPDX-License-Identifier: MIT OR Apache-2.0
+//! The words that the vmm and the mmu component share: addresses, accesses, requests and replies.
+#![no_std]
+#![forbid(unsafe_code)]
+
+#[cfg(test)]
+extern crate std;
+
+mod address;
+mod request;
+
+pub use address::{Gfn, Gpa, Gva, PAGE_SHIFT, PAGE_SIZE, PageLevel};
+pub use request::{
+    Access, Backing, BackingId, FaultOutcome, Generation, Mmio, Reply, Request, SlotError, SlotFlags, SlotId, Stat,
+};

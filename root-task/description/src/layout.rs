@@ -1,0 +1,50 @@
+// SPDX-License-Identifier: MIT OR Apache-2.0
+//! Where things are: addresses in a component, capability slots, the bundle behind the root task, the payload in RAM.
+
+/// Virtual address of the root task's bundle (an extra ELF segment that the tool adds).
+pub const BUNDLE_VADDR: u64 = 0x1000_0000;
+/// Physical address where the loader places the payload bundle.
+pub const PAYLOAD_PADDR: u64 = 0x0200_0000;
+
+/// In a component: its IPC buffer (one page).
+pub const IPC_BUFFER: u64 = 0x5000_0000;
+/// In a component: its configuration, postcard (read-only).
+pub const CONFIG: u64 = 0x5001_0000;
+/// In a component: end of its stack (it grows down from here).
+pub const STACK_TOP: u64 = 0x6000_0000;
+/// In a component: its heap.
+pub const HEAP: u64 = 0x7000_0000;
+/// In a vmm: guest RAM; gpa 0 would be here.
+pub const RAM_WINDOW: u64 = 0x10_0000_0000;
+/// In a vmm: the payload bundle (read-only).
+pub const PAYLOAD_WINDOW: u64 = 0x20_0000_0000;
+
+/// Capability slots of a vmm component.
+pub mod vmm {
+    /// Endpoint to its mmu (write, grant-free).
+    pub const MMU: u64 = 2;
+    /// Endpoint to the root task (write, badged with the VM's number).
+    pub const SUPERVISOR: u64 = 3;
+    /// Its VCPU.
+    pub const VCPU: u64 = 4;
+    /// I/O ports of the physical UART, if it has a console.
+    pub const CONSOLE_PORT: u64 = 5;
+    /// Interrupt handler of that UART.
+    pub const CONSOLE_IRQ: u64 = 6;
+    /// The notification bound to its thread (read): console interrupts arrive on it.
+    pub const NOTIFICATION: u64 = 7;
+}
+
+/// Capability slots of an mmu component.
+pub mod mmu {
+    /// Its own CNode.
+    pub const CNODE: u64 = 1;
+    /// Endpoint of its vmm's requests (read).
+    pub const REQUESTS: u64 = 2;
+    /// Endpoint to the root task (write, badged).
+    pub const SUPERVISOR: u64 = 3;
+    /// The VM's EPT root.
+    pub const EPT: u64 = 4;
+    /// First of the variable part: untyped capabilities, then frames, then empty slots (see `MmuConfig`).
+    pub const FIRST_VARIABLE: u64 = 16;
+}
