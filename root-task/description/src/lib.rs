@@ -12,4 +12,6 @@ pub mod layout;
 mod system;
 
 pub use config::{MmuBacking, MmuConfig, SinkKind, VmmConfig, VmmRam};
-pub use system::{ComPort, Component, GuestBoot, Mode, Module, Payload, PowerOff, RamPages, Slot, SlotKind, System, Vm};
+pub use system::{
+    ComPort, Component, GuestBoot, Mode, Module, Payload, PowerOff, RamPages, Slot, SlotKind, System, Vm,
+};
