@@ -8,6 +8,9 @@ pub const PAGE_SHIFT: u32 = 12;
 /// The smallest page, in bytes.
 pub const PAGE_SIZE: u64 = 1 << PAGE_SHIFT;
 
+/// The widest physical address that the architecture defines, in bits.
+pub const GPA_BITS: u32 = 52;
+
 /// A guest-physical address in bytes.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct Gpa(u64);

@@ -8,8 +8,10 @@ extern crate std;
 
 mod address;
 mod request;
+pub mod wire;
 
-pub use address::{Gfn, Gpa, Gva, PAGE_SHIFT, PAGE_SIZE, PageLevel};
+pub use address::{GPA_BITS, Gfn, Gpa, Gva, PAGE_SHIFT, PAGE_SIZE, PageLevel};
 pub use request::{
-    Access, Backing, BackingId, FaultOutcome, Generation, Mmio, Reply, Request, SlotError, SlotFlags, SlotId, Stat,
+    Access, Backing, BackingId, FaultOutcome, GENERATION_BITS, Generation, Mmio, Reply, Request, SlotError, SlotFlags,
+    SlotId, Stat,
 };

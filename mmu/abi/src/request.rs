@@ -2,6 +2,7 @@
 //! What the vmm may ask of the mmu, and what it answers.
 
 use crate::{Gfn, Gpa};
+use core::fmt;
 
 /// What the guest did when it faulted.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -12,6 +13,11 @@ pub enum Access {
     Write,
     /// An instruction fetch.
     Fetch,
+}
+
+impl Access {
+    /// Every access.
+    pub const ALL: [Self; 3] = [Self::Read, Self::Write, Self::Fetch];
 }
 
 /// A memslot's number, chosen by the vmm.
@@ -42,7 +48,10 @@ bitflags::bitflags! {
     }
 }
 
-/// The memslot generation as MMIO sptes carry it: 19 bits.
+/// Width of a [`Generation`].
+pub const GENERATION_BITS: u32 = 19;
+
+/// The memslot generation as MMIO sptes carry it: [`GENERATION_BITS`] bits.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub struct Generation(pub u32);
 
@@ -95,6 +104,18 @@ pub enum Stat {
     ZapAlls = 5,
 }
 
+impl Stat {
+    /// Every counter.
+    pub const ALL: [Self; 6] = [
+        Self::Resumed,
+        Self::Emulated,
+        Self::Mapped4K,
+        Self::Mapped2M,
+        Self::GenerationWraps,
+        Self::ZapAlls,
+    ];
+}
+
 /// Where the guest must be emulated: the content of an MMIO spte.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub struct Mmio {
@@ -130,6 +151,25 @@ pub enum SlotError {
     /// EBUSY: the backing is already in use under other rights.
     Busy = 5,
 }
+
+impl SlotError {
+    /// Every reason.
+    pub const ALL: [Self; 5] = [Self::Overlap, Self::Invalid, Self::NoEntry, Self::NoSpace, Self::Busy];
+}
+
+impl fmt::Display for SlotError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Overlap => "overlaps another slot",
+            Self::Invalid => "unaligned, wrapping, beyond the address width, or of no valid flags",
+            Self::NoEntry => "no such slot or backing",
+            Self::NoSpace => "table of slots full, or the backing is shorter than the slot",
+            Self::Busy => "the backing is in use under other rights",
+        })
+    }
+}
+
+impl core::error::Error for SlotError {}
 
 /// The answer to a request; at most four words on the wire.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
