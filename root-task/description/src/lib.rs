@@ -7,8 +7,12 @@ extern crate alloc;
 #[cfg(any(test, feature = "compile"))]
 extern crate std;
 
+pub mod bundle;
+#[cfg(any(test, feature = "compile"))]
+pub mod bundle_write;
 mod config;
 pub mod layout;
+pub mod supervisor;
 mod system;
 
 pub use config::{MmuBacking, MmuConfig, SinkKind, VmmConfig, VmmRam};
