@@ -1,8 +1,13 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
 //! Where things are: addresses in a component, capability slots, the bundle behind the root task, the payload in RAM.
 
-/// Virtual address of the root task's bundle (an extra ELF segment that the tool adds).
-pub const BUNDLE_VADDR: u64 = 0x1000_0000;
+/// Virtual address of the root task's bundle, an extra read-only ELF segment that the tool adds: the first page boundary
+/// at or after the end of the last segment of the linked program (`image_end` = address of the linker's `_end`).
+/// It follows at once because the kernel places the root task in one physically contiguous range from its lowest to its
+/// highest address, and clears and maps all of it: a gap would cost memory and start-up time.
+pub const fn bundle_vaddr(image_end: u64) -> u64 {
+    image_end.next_multiple_of(4096)
+}
 /// Physical address where the loader places the payload bundle.
 pub const PAYLOAD_PADDR: u64 = 0x0200_0000;
 
