@@ -7,4 +7,7 @@ extern crate alloc;
 #[cfg(test)]
 extern crate std;
 
+pub mod boot;
 pub mod guest_mem;
+pub mod platform;
+pub mod time;

@@ -1,0 +1,35 @@
+// SPDX-License-Identifier: MIT OR Apache-2.0
+//! Guest time: the guest's time stamp counter is the one clock of all its devices.
+
+use core::ops::{Add, Sub};
+
+/// A reading of the guest's TSC, or a distance between two.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct Ticks(u64);
+
+impl Ticks {
+    /// Wraps a TSC value.
+    pub const fn new(raw: u64) -> Self {
+        Self(raw)
+    }
+    /// The number itself.
+    pub const fn raw(self) -> u64 {
+        self.0
+    }
+}
+
+impl Add for Ticks {
+    type Output = Self;
+    /// Saturates: nothing happens after the end of time.
+    fn add(self, other: Self) -> Self {
+        Self(self.0.saturating_add(other.0))
+    }
+}
+
+impl Sub for Ticks {
+    type Output = Self;
+    /// Saturates: a clock that was set back has not run.
+    fn sub(self, other: Self) -> Self {
+        Self(self.0.saturating_sub(other.0))
+    }
+}
