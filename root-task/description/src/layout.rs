@@ -8,6 +8,7 @@
 pub const fn bundle_vaddr(image_end: u64) -> u64 {
     image_end.next_multiple_of(4096)
 }
+
 /// Physical address where the loader places the payload bundle.
 pub const PAYLOAD_PADDR: u64 = 0x0200_0000;
 
@@ -26,7 +27,8 @@ pub const PAYLOAD_WINDOW: u64 = 0x20_0000_0000;
 
 /// Capability slots of a vmm component.
 pub mod vmm {
-    /// Endpoint to its mmu (write, grant-free).
+    /// Endpoint to its mmu (write and grant: this kernel creates no reply capability for a `Call` without grant; the
+    /// mmu names no receive slot, so no capability can travel).
     pub const MMU: u64 = 2;
     /// Endpoint to the root task (write, badged with the VM's number).
     pub const SUPERVISOR: u64 = 3;
@@ -38,6 +40,8 @@ pub mod vmm {
     pub const CONSOLE_IRQ: u64 = 6;
     /// The notification bound to its thread (read): console interrupts arrive on it.
     pub const NOTIFICATION: u64 = 7;
+    /// Where the kernel reports its faults: the root task's endpoint with another badge.
+    pub const FAULT: u64 = 8;
 }
 
 /// Capability slots of an mmu component.
@@ -50,6 +54,8 @@ pub mod mmu {
     pub const SUPERVISOR: u64 = 3;
     /// The VM's EPT root.
     pub const EPT: u64 = 4;
+    /// Where the kernel reports its faults: the root task's endpoint with another badge.
+    pub const FAULT: u64 = 5;
     /// First of the variable part: untyped capabilities, then frames, then empty slots (see `MmuConfig`).
     pub const FIRST_VARIABLE: u64 = 16;
 }

@@ -7,6 +7,8 @@ extern crate alloc;
 #[cfg(any(test, feature = "compile"))]
 extern crate std;
 
+#[cfg(any(test, feature = "compile"))]
+pub mod attach;
 pub mod bundle;
 #[cfg(any(test, feature = "compile"))]
 pub mod bundle_write;
