@@ -1,0 +1,26 @@
+# SPDX-License-Identifier: MIT OR Apache-2.0
+# Which options is the kernel built with? include/autoconf.h is joined from kernel-config/options: common, platform, flavour.
+
+set(flavour "release")
+if(UMBRA_KERNEL_DEBUG)
+    set(flavour "debug")
+endif()
+set(options "#pragma once\n")
+foreach(part common ${UMBRA_PLATFORM} ${flavour})
+    set(header "${CMAKE_SOURCE_DIR}/kernel-config/options/${part}.h")
+    if(NOT EXISTS "${header}")
+        message(FATAL_ERROR "UMBRA_PLATFORM: there is no option set ${part} in kernel-config/options")
+    endif()
+    set_property(DIRECTORY APPEND PROPERTY CMAKE_CONFIGURE_DEPENDS "${header}")
+    file(READ "${header}" text)
+    string(APPEND options "\n/* ${part}.h */\n${text}")
+endforeach()
+foreach(option IN LISTS UMBRA_KERNEL_OPTIONS)
+    if(NOT option MATCHES "^(CONFIG_[A-Za-z0-9_]+)=(.*)$")
+        message(FATAL_ERROR "UMBRA_KERNEL_OPTIONS: ${option} is not of the form CONFIG_NAME=value")
+    endif()
+    # One definition of each name, so that programs may read the header line by line.
+    string(REGEX REPLACE "#define ${CMAKE_MATCH_1} [^\n]*\n" "" options "${options}")
+    string(APPEND options "#define ${CMAKE_MATCH_1} ${CMAKE_MATCH_2}\n")
+endforeach()
+file(CONFIGURE OUTPUT "${CMAKE_BINARY_DIR}/include/autoconf.h" CONTENT "${options}" @ONLY)

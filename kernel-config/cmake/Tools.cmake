@@ -1,0 +1,52 @@
+# SPDX-License-Identifier: MIT OR Apache-2.0
+# Is everything here that the build calls? All that is missing is reported at once, with the Debian package that has it.
+
+set(missing "")
+
+function(umbra_require variable package)
+    find_program(${variable} NAMES ${ARGN} PATHS "$ENV{CARGO_HOME}/bin" "$ENV{HOME}/.cargo/bin")
+    if(NOT ${variable})
+        list(JOIN ARGN " or " names)
+        set(missing "${missing}\n  ${names}: ${package}" PARENT_SCOPE)
+    endif()
+endfunction()
+
+umbra_require(UMBRA_PATCH "apt-get install patch" patch)
+umbra_require(UMBRA_OBJCOPY "apt-get install binutils" objcopy)
+if(NOT DEFINED CMAKE_C_COMPILER AND "$ENV{CC}" STREQUAL "")
+    umbra_require(UMBRA_GCC "apt-get install gcc" gcc)
+    if(UMBRA_GCC)
+        set(CMAKE_C_COMPILER "${UMBRA_GCC}")
+    endif()
+endif()
+if(CMAKE_GENERATOR MATCHES "Ninja")
+    umbra_require(UMBRA_NINJA "apt-get install ninja-build" ninja ninja-build)
+    if(UMBRA_NINJA)
+        set(CMAKE_MAKE_PROGRAM "${UMBRA_NINJA}" CACHE FILEPATH "The build tool")
+    endif()
+elseif(CMAKE_GENERATOR MATCHES "Makefiles")
+    umbra_require(UMBRA_MAKE "apt-get install make" make)
+endif()
+if(SEL4_SOURCE_DIR STREQUAL "")
+    umbra_require(UMBRA_CARGO "Rust's cargo, from rustup or apt-get install cargo" cargo)
+endif()
+
+# The generators of the seL4 tree need two modules. The first python3 of the path may be one without them.
+if(NOT UMBRA_PYTHON)
+    find_program(path_python NAMES python3 NO_CACHE)
+    foreach(candidate /usr/bin/python3 ${path_python})
+        execute_process(COMMAND "${candidate}" -c "import ply.yacc, six"
+            RESULT_VARIABLE result OUTPUT_QUIET ERROR_QUIET)
+        if(result EQUAL 0)
+            set(UMBRA_PYTHON "${candidate}" CACHE FILEPATH "A Python 3 with the modules ply and six")
+            break()
+        endif()
+    endforeach()
+endif()
+if(NOT UMBRA_PYTHON)
+    string(APPEND missing "\n  a Python 3 with the modules ply and six: apt-get install python3-ply python3-six")
+endif()
+
+if(missing)
+    message(FATAL_ERROR "Missing for the kernel build:${missing}")
+endif()
