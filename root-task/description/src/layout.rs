@@ -46,7 +46,7 @@ pub mod vmm {
 
 /// Capability slots of an mmu component.
 pub mod mmu {
-    /// Its own CNode.
+    /// Its own CNode; this capability's guard makes slot numbers of 64 bits resolve (as a root of CNode operations).
     pub const CNODE: u64 = 1;
     /// Endpoint of its vmm's requests (read).
     pub const REQUESTS: u64 = 2;
@@ -54,6 +54,11 @@ pub mod mmu {
     pub const SUPERVISOR: u64 = 3;
     /// The VM's EPT root.
     pub const EPT: u64 = 4;
+    /// The root of its CSpace: a CNode of 2^`TOP_BITS` entries. Entry 0 leads to its own CNode with a guard of zeros, so
+    /// that small numbers are that CNode's slots; the others are empty. The mmu puts one CNode per memslot there.
+    pub const TOP: u64 = 5;
+    /// log2 of the entries of `TOP`.
+    pub const TOP_BITS: u32 = 9;
     /// Where the kernel reports its faults: the root task's endpoint with another badge.
     pub const FAULT: u64 = 5;
     /// First of the variable part: untyped capabilities, then frames, then empty slots (see `MmuConfig`).
