@@ -12,6 +12,8 @@ pub mod attach;
 pub mod bundle;
 #[cfg(any(test, feature = "compile"))]
 pub mod bundle_write;
+#[cfg(feature = "compile")]
+pub mod compile;
 mod config;
 pub mod layout;
 pub mod supervisor;
