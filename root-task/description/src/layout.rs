@@ -60,7 +60,40 @@ pub mod mmu {
     /// log2 of the entries of `TOP`.
     pub const TOP_BITS: u32 = 9;
     /// Where the kernel reports its faults: the root task's endpoint with another badge.
-    pub const FAULT: u64 = 5;
+    pub const FAULT: u64 = 6;
     /// First of the variable part: untyped capabilities, then frames, then empty slots (see `MmuConfig`).
     pub const FIRST_VARIABLE: u64 = 16;
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn no_slot_has_two_uses() {
+        let vmm = [
+            vmm::MMU,
+            vmm::SUPERVISOR,
+            vmm::VCPU,
+            vmm::CONSOLE_PORT,
+            vmm::CONSOLE_IRQ,
+            vmm::NOTIFICATION,
+            vmm::FAULT,
+        ];
+        let mmu = [
+            mmu::CNODE,
+            mmu::REQUESTS,
+            mmu::SUPERVISOR,
+            mmu::EPT,
+            mmu::TOP,
+            mmu::FAULT,
+            mmu::FIRST_VARIABLE,
+        ];
+        for slots in [&vmm[..], &mmu[..]] {
+            for (i, slot) in slots.iter().enumerate() {
+                assert!(!slots[..i].contains(slot) && *slot != 0, "slot {slot}");
+            }
+        }
+        assert!(mmu.iter().all(|&slot| slot <= mmu::FIRST_VARIABLE));
+    }
 }
