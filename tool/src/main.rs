@@ -1,3 +1,73 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
-//! The `umbra` command.
-fn main() {}
+//! The `umbra` command: which subcommands are there?
+
+mod build;
+mod cleanup;
+mod doctor;
+mod paths;
+mod process;
+mod run;
+mod sim;
+mod step;
+
+use anyhow::Result;
+use build::Builder;
+use clap::{Parser, Subcommand};
+use paths::Paths;
+use run::outcome::EXIT_STATUS_HELP;
+
+/// Umbra: virtual machines on seL4. Builds, boots and tests the system.
+#[derive(Debug, Parser)]
+#[command(name = "umbra", version, after_help = EXIT_STATUS_HELP)]
+struct Args {
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Debug, Subcommand)]
+enum Command {
+    /// Show what this machine needs, what is missing, and how to get it
+    Doctor,
+    /// Build a kernel
+    Kernel {
+        /// Presets of CMakePresets.json
+        #[arg(default_value = "vtx")]
+        presets: Vec<String>,
+    },
+    /// Boot a root task or a disk image and print the system log (for developers)
+    Boot(run::boot::BootArgs),
+}
+
+fn main() {
+    let code = match cleanup::install().and_then(|()| run_command(Args::parse())) {
+        Ok(code) => code,
+        Err(error) => {
+            eprintln!("umbra: {error:#}");
+            if error.downcast_ref::<doctor::Missing>().is_some() {
+                3
+            } else {
+                1
+            }
+        }
+    };
+    cleanup::exit(code)
+}
+
+fn run_command(args: Args) -> Result<i32> {
+    let builder = Builder::new(Paths::find()?);
+    match args.command {
+        Command::Doctor => Ok(if doctor::report() { 0 } else { 3 }),
+        Command::Kernel { presets } => {
+            doctor::ensure(&builder.steps)?;
+            for preset in presets {
+                let kernel = build::kernel::build(&builder, &preset)?;
+                println!("{}: {}", kernel.preset(), kernel.folder().display());
+            }
+            Ok(0)
+        }
+        Command::Boot(args) => {
+            doctor::ensure(&builder.steps)?;
+            run::boot::boot(&builder, &args)
+        }
+    }
+}

@@ -1,0 +1,112 @@
+// SPDX-License-Identifier: MIT OR Apache-2.0
+//! When does a guest wait for input? When the last line of its console looks like its prompt.
+
+use anyhow::{Context, Result};
+use regex::Regex;
+
+/// A prompt for guests of which nothing is known: what shells and monitors usually end their prompts with.
+pub const USUAL: &str = r"[#$>] ?$";
+
+/// Longest line that is looked at, in bytes; the rest of a longer one is dropped from the front.
+const LONGEST: usize = 4096;
+
+/// Follows a console and says when a line can be typed.
+#[derive(Debug)]
+pub struct Watcher {
+    prompt: Regex,
+    line: Vec<u8>,
+    escape: Escape,
+}
+
+/// Where in a terminal's escape sequence the console is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Escape {
+    None,
+    Begun,
+    Csi,
+}
+
+impl Watcher {
+    /// For prompts that `pattern` matches; it sees the last line without escape sequences.
+    pub fn new(pattern: &str) -> Result<Self> {
+        let prompt = Regex::new(pattern).with_context(|| format!("the prompt pattern {pattern:?}"))?;
+        Ok(Self {
+            prompt,
+            line: Vec::new(),
+            escape: Escape::None,
+        })
+    }
+
+    /// Takes in what the console printed.
+    pub fn console(&mut self, bytes: &[u8]) {
+        for &byte in bytes {
+            match (self.escape, byte) {
+                (Escape::Begun, b'[') => self.escape = Escape::Csi,
+                (Escape::Begun, _) | (Escape::Csi, 0x40..=0x7e) => self.escape = Escape::None,
+                (Escape::Csi, _) => {}
+                (Escape::None, 0x1b) => self.escape = Escape::Begun,
+                (Escape::None, b'\n' | b'\r') => self.line.clear(),
+                (Escape::None, _) => {
+                    if self.line.len() >= LONGEST {
+                        self.line.drain(..LONGEST / 2);
+                    }
+                    self.line.push(byte);
+                }
+            }
+        }
+    }
+
+    /// Whether the guest shows its prompt.
+    pub fn at_prompt(&self) -> bool {
+        !self.line.is_empty() && self.prompt.is_match(&String::from_utf8_lossy(&self.line))
+    }
+
+    /// A line was typed: the prompt on the screen is used up.
+    pub fn typed(&mut self) {
+        self.line.clear();
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_prompt_is_used_once() {
+        let mut watcher = Watcher::new(r"^/ # $").unwrap();
+        watcher.console(b"Welcome\r\n/ # ");
+        assert!(watcher.at_prompt());
+        watcher.typed();
+        assert!(!watcher.at_prompt());
+        watcher.console(b"uname -a\r\nLinux x\r\n");
+        assert!(!watcher.at_prompt());
+        watcher.console(b"/ ");
+        assert!(!watcher.at_prompt());
+        watcher.console(b"# ");
+        assert!(watcher.at_prompt());
+    }
+
+    #[test]
+    fn escape_sequences_do_not_count() {
+        let mut watcher = Watcher::new(r"^/ # $").unwrap();
+        // busybox asks for the cursor position behind its prompt; it arrives in pieces.
+        for piece in [&b"\x1b[1;32m/"[..], b"\x1b", b"[0m # \x1b[", b"6n"] {
+            watcher.console(piece);
+        }
+        assert!(watcher.at_prompt());
+    }
+
+    #[test]
+    fn a_line_without_end_does_not_grow_for_ever() {
+        let mut watcher = Watcher::new(USUAL).unwrap();
+        watcher.console(&vec![b'x'; 3 * LONGEST]);
+        assert!(watcher.line.len() <= LONGEST);
+        watcher.console(b"$ ");
+        assert!(watcher.at_prompt());
+    }
+
+    #[test]
+    fn a_bad_pattern_is_quoted() {
+        assert!(Watcher::new("(").unwrap_err().to_string().contains("\"(\""));
+    }
+}

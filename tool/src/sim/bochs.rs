@@ -1,0 +1,228 @@
+// SPDX-License-Identifier: MIT OR Apache-2.0
+//! How is Bochs configured and started?
+
+use super::{Boot, Disk, Machine, Pace};
+use crate::process::{Group, dies_with_us};
+use anyhow::{Context, Result, bail};
+use std::fmt::Write as _;
+use std::fs::File;
+use std::path::Path;
+
+/// The processor: the oldest of Bochs' models with EPT, VPID, unrestricted guest and the preemption timer.
+const CPU: &str = "corei7_haswell_4770";
+/// Emulated instructions per second of the guest's clock: the TSC's frequency.
+pub const IPS: u32 = 50_000_000;
+/// A date for runs that must repeat: seconds since 1970.
+const FIXED_DATE: u64 = 1_700_000_000;
+/// Disk geometry that Bochs wants for flat images.
+const HEADS: u64 = 16;
+const SECTORS: u64 = 63;
+/// Bytes in a cylinder of that geometry.
+pub const CYLINDER: u64 = HEADS * SECTORS * 512;
+
+/// Starts Bochs in `folder` with its two serial ports connected to the TCP ports `console` and `log`.
+pub fn start(machine: &Machine, folder: &Path, console: u16, log: u16) -> Result<Group> {
+    let Boot::Disk(disk) = &machine.boot else {
+        bail!("Bochs has no multiboot loader: it boots disk images");
+    };
+    let length = disk
+        .image
+        .metadata()
+        .with_context(|| format!("the disk image {}", disk.image.display()))?
+        .len();
+    // A stale lock of a killed run would make Bochs refuse the disk; every run has its own link to the image, so a
+    // lock can never be another running simulator's.
+    let own_disk = folder.join("disk.img");
+    std::fs::hard_link(&disk.image, &own_disk)
+        .or_else(|_| std::fs::copy(&disk.image, &own_disk).map(drop))
+        .with_context(|| format!("linking the disk image to {}", own_disk.display()))?;
+    let disk = Disk {
+        image: own_disk,
+        ..disk.clone()
+    };
+    let config = configuration(machine, &disk, length, folder, console, log)?;
+    std::fs::write(folder.join("bochsrc"), config).context("writing Bochs' configuration")?;
+    // Debian's Bochs has the debugger: it starts stopped and reads its first command from here.
+    std::fs::write(folder.join("debugger"), "c\n").context("writing Bochs' configuration")?;
+    let output = File::create(folder.join("simulator.txt")).context("Bochs' output")?;
+    Group::start(
+        dies_with_us("bochs-bin")
+            .arg("-q")
+            .arg("-f")
+            .arg(folder.join("bochsrc"))
+            .arg("-rc")
+            .arg(folder.join("debugger"))
+            .current_dir(folder)
+            .stdout(output.try_clone().context("Bochs' output")?)
+            .stderr(output),
+    )
+}
+
+fn configuration(
+    machine: &Machine,
+    disk: &Disk,
+    disk_length: u64,
+    folder: &Path,
+    console: u16,
+    log: u16,
+) -> Result<String> {
+    if disk_length == 0 || disk_length % CYLINDER != 0 {
+        bail!("the disk image has {disk_length} bytes, not a whole number of cylinders ({CYLINDER} bytes)");
+    }
+    for path in [&disk.image, folder].into_iter().chain(disk.option_rom.as_deref()) {
+        check_path(path)?;
+    }
+    let mut rc = String::new();
+    let clock = match machine.pace {
+        Pace::Batch => format!("sync=none, time0={FIXED_DATE}, rtc_sync=0"),
+        Pace::Interactive => "sync=slowdown, time0=utc, rtc_sync=1".to_owned(),
+    };
+    let lines = [
+        format!("megs: {}", machine.memory_mib),
+        "romimage: file=/usr/share/bochs/BIOS-bochs-latest".to_owned(),
+        "vgaromimage: file=/usr/share/bochs/VGABIOS-lgpl-latest".to_owned(),
+        // A triple fault of the machine itself must end the run, not restart it.
+        format!("cpu: model={CPU}, count=1, ips={IPS}, reset_on_triple_fault=0"),
+        format!("clock: {clock}"),
+        // With realtime=0 the screen's refresh counts instructions: runs repeat.
+        "vga: extension=vbe, update_freq=5, realtime=0".to_owned(),
+        format!("com1: enabled=1, mode=socket-client, dev=127.0.0.1:{console}"),
+        format!("com2: enabled=1, mode=socket-client, dev=127.0.0.1:{log}"),
+        format!("log: {}", folder.join("bochs.log").display()),
+        "display_library: rfb, options=\"timeout=0\"".to_owned(),
+        "sound: waveoutdrv=dummy".to_owned(),
+        "pci: enabled=1, chipset=i440fx".to_owned(),
+        "panic: action=fatal".to_owned(),
+        "error: action=report".to_owned(),
+        "info: action=report".to_owned(),
+        format!(
+            "ata0-master: type=disk, path={}, mode=flat, cylinders={}, heads={HEADS}, spt={SECTORS}",
+            disk.image.display(),
+            disk_length / CYLINDER
+        ),
+        "boot: disk".to_owned(),
+    ];
+    for line in lines {
+        rc.push_str(&line);
+        rc.push('\n');
+    }
+    if let Some(rom) = &disk.option_rom {
+        // Writing to a String cannot fail.
+        let _ = writeln!(rc, "optromimage1: file={}, address=0xd0000", rom.display());
+    }
+    if disk.in_ram.len() > 4 {
+        bail!("Bochs places at most 4 files in RAM, not {}", disk.in_ram.len());
+    }
+    for (index, (file, address)) in disk.in_ram.iter().enumerate() {
+        check_path(file)?;
+        let _ = writeln!(
+            rc,
+            "optramimage{}: file={}, address={address:#x}",
+            index + 1,
+            file.display()
+        );
+    }
+    Ok(rc)
+}
+
+/// Bochs splits its options at commas and cannot quote them.
+fn check_path(path: &Path) -> Result<()> {
+    let text = path
+        .to_str()
+        .with_context(|| format!("Bochs cannot use the path {}", path.display()))?;
+    if text.contains([',', '"', '\n', '$', '#']) {
+        bail!("Bochs cannot use the path {text}: it has one of , \" $ # in it");
+    }
+    Ok(())
+}
+
+/// The lines with which Bochs gave up, from its log.
+pub fn panic_lines(folder: &Path) -> Option<String> {
+    let log = std::fs::read(folder.join("bochs.log")).ok()?;
+    panics_in(&String::from_utf8_lossy(&log))
+}
+
+fn panics_in(log: &str) -> Option<String> {
+    // A line of Bochs' log: ticks, a letter for the severity, the device, the text: `00012345678p[CPU0  ] >>PANIC<< ...`.
+    let lines: Vec<&str> = log
+        .lines()
+        .filter(|line| {
+            let severity = line.trim_start_matches(|c: char| c.is_ascii_digit()).chars().next();
+            line.contains(">>PANIC<<") || severity == Some('p') && line.contains('[')
+        })
+        .take(4)
+        .collect();
+    (!lines.is_empty()).then(|| lines.join("\n"))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::path::PathBuf;
+
+    fn disk() -> Disk {
+        Disk {
+            image: PathBuf::from("/x/disk.img"),
+            option_rom: Some(PathBuf::from("/x/rom")),
+            in_ram: vec![(PathBuf::from("/x/payload"), 0x200_0000)],
+        }
+    }
+
+    fn config(disk: &Disk, pace: Pace, length: u64) -> Result<String> {
+        let machine = Machine {
+            boot: Boot::Disk(disk.clone()),
+            memory_mib: 512,
+            pace,
+        };
+        configuration(&machine, disk, length, Path::new("/x/run"), 4001, 4002)
+    }
+
+    #[test]
+    fn the_configuration_names_ports_memory_disk_and_preloaded_files() {
+        let rc = config(&disk(), Pace::Batch, CYLINDER * 3).unwrap();
+        for line in [
+            "megs: 512",
+            "com1: enabled=1, mode=socket-client, dev=127.0.0.1:4001",
+            "com2: enabled=1, mode=socket-client, dev=127.0.0.1:4002",
+            "ata0-master: type=disk, path=/x/disk.img, mode=flat, cylinders=3, heads=16, spt=63",
+            "optromimage1: file=/x/rom, address=0xd0000",
+            "optramimage1: file=/x/payload, address=0x2000000",
+            "clock: sync=none, time0=1700000000, rtc_sync=0",
+        ] {
+            assert!(rc.lines().any(|have| have == line), "{line} is not in\n{rc}");
+        }
+    }
+
+    #[test]
+    fn interactive_time_is_held_back() {
+        assert!(
+            config(&disk(), Pace::Interactive, CYLINDER)
+                .unwrap()
+                .contains("clock: sync=slowdown")
+        );
+    }
+
+    #[test]
+    fn odd_disks_and_paths_are_refused() {
+        assert!(config(&disk(), Pace::Batch, CYLINDER + 512).is_err());
+        assert!(config(&disk(), Pace::Batch, 0).is_err());
+        let odd = Disk {
+            image: PathBuf::from("/a,b"),
+            ..disk()
+        };
+        assert!(
+            config(&odd, Pace::Batch, CYLINDER)
+                .unwrap_err()
+                .to_string()
+                .contains("/a,b")
+        );
+    }
+
+    #[test]
+    fn panics_are_found_in_the_log() {
+        let log = "00000000000i[      ] Bochs x86 Emulator 2.7\n00012345678e[CPU0  ] WARNING: HLT with IF=0!\n\
+                   00012345679p[CPU0  ] >>PANIC<< exception(): 3rd (13) exception with no resolution\n";
+        assert!(panics_in(log).unwrap().contains("3rd (13)"));
+        assert_eq!(panics_in("00000000000i[      ] ppp [x]\n"), None);
+    }
+}
