@@ -8,6 +8,7 @@ extern crate alloc;
 extern crate std;
 
 pub mod boot;
+pub mod device;
 pub mod guest_mem;
 pub mod platform;
 pub mod time;
