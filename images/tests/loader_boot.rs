@@ -1,0 +1,285 @@
+// SPDX-License-Identifier: MIT OR Apache-2.0
+//! Does the boot loader hand over a machine as multiboot promises, in Bochs and in QEMU? (Needs nasm and the simulators.)
+
+use std::{
+    fs,
+    path::{Path, PathBuf},
+    process::{Command, Stdio},
+    time::{Duration, Instant},
+};
+use umbra_images::{disk::BootImage, loader::Loader};
+
+const PAYLOAD_PADDR: u64 = 0x200_0000;
+
+/// A folder of this test's own.
+fn folder(name: &str) -> PathBuf {
+    let path = Path::new(env!("CARGO_TARGET_TMPDIR")).join("loader").join(name);
+    let _ = fs::remove_dir_all(&path);
+    fs::create_dir_all(&path).unwrap();
+    path
+}
+
+fn probe(work: &Path) -> Vec<u8> {
+    let source = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/loader-probe.asm");
+    let out = work.join("probe.elf");
+    assert!(
+        Command::new("nasm")
+            .args(["-f", "bin", "-o"])
+            .arg(&out)
+            .arg(source)
+            .status()
+            .unwrap()
+            .success()
+    );
+    fs::read(out).unwrap()
+}
+
+fn sample(len: usize, seed: u8) -> Vec<u8> {
+    // Not periodic: a simulator that puts blocks in the wrong order must be noticed.
+    let mut state = u64::from(seed) + 1;
+    let mut byte = || {
+        state ^= state << 13;
+        state ^= state >> 7;
+        state ^= state << 17;
+        (state >> 32) as u8
+    };
+    (0..len).map(|_| byte()).collect()
+}
+
+/// What the probe computes.
+fn sum(data: &[u8]) -> u32 {
+    data.iter().zip(1u32..).fold(0, |sum, (byte, place)| {
+        sum.wrapping_add(u32::from(*byte).wrapping_mul(place))
+    })
+}
+
+struct Case {
+    work: PathBuf,
+    disk: umbra_images::disk::Disk,
+    root_task: Vec<u8>,
+    payload: Vec<u8>,
+    rom: PathBuf,
+}
+
+fn case(name: &str, payload_len: usize) -> Case {
+    let work = folder(name);
+    let loader = Loader::assemble(&work).unwrap();
+    let mut root_task = sample(700_001, 3);
+    root_task[..4].copy_from_slice(b"\x7fELF");
+    let mut payload = sample(payload_len, 9);
+    if payload_len > 0 {
+        payload[8..12].copy_from_slice(&(payload_len as u32).to_le_bytes());
+    }
+    let kernel = probe(&work);
+    let image = BootImage {
+        kernel: &kernel,
+        root_task: &root_task,
+        payload: &payload,
+        payload_paddr: PAYLOAD_PADDR,
+        cmdline: "console_port=0x2f8 a \"b\"",
+    };
+    let disk = image.build(&loader).unwrap();
+    let rom = work.join("rom.bin");
+    fs::write(&rom, &loader.option_rom).unwrap();
+    fs::write(work.join("disk.img"), &disk.bytes).unwrap();
+    Case {
+        work,
+        disk,
+        root_task,
+        payload,
+        rom,
+    }
+}
+
+/// Runs a simulator until it ends by itself; the text on COM1.
+fn run(mut command: Command, serial: &Path) -> String {
+    let mut child = command
+        .stdin(Stdio::null())
+        .stdout(Stdio::null())
+        .stderr(Stdio::null())
+        .spawn()
+        .unwrap();
+    let start = Instant::now();
+    while child.try_wait().unwrap().is_none() {
+        if start.elapsed() > Duration::from_secs(60) {
+            child.kill().unwrap();
+            panic!(
+                "no end after 60 s; COM1:\n{}",
+                fs::read_to_string(serial).unwrap_or_default()
+            );
+        }
+        std::thread::sleep(Duration::from_millis(20));
+    }
+    String::from_utf8_lossy(&fs::read(serial).unwrap_or_default()).replace('\r', "")
+}
+
+fn qemu(case: &Case, megabytes: u32) -> String {
+    let serial = case.work.join("qemu.serial");
+    let mut command = Command::new("qemu-system-x86_64");
+    command.args([
+        "-display",
+        "none",
+        "-no-reboot",
+        "-device",
+        "isa-debug-exit,iobase=0xf4",
+    ]);
+    command.arg("-m").arg(megabytes.to_string());
+    command
+        .arg("-drive")
+        .arg(format!("format=raw,file={}", case.work.join("disk.img").display()));
+    command.arg("-serial").arg(format!("file:{}", serial.display()));
+    run(command, &serial)
+}
+
+fn bochs(case: &Case, megabytes: u32, rom: bool) -> String {
+    let serial = case.work.join("bochs.serial");
+    let work = case.work.display();
+    let rom = if rom {
+        format!("optromimage1: file={}, address=0xd0000\n", case.rom.display())
+    } else {
+        String::new()
+    };
+    let config = format!(
+        "megs: {megabytes}\nromimage: file=/usr/share/bochs/BIOS-bochs-latest\n\
+         vgaromimage: file=/usr/share/bochs/VGABIOS-lgpl-latest\n\
+         cpu: model=corei7_haswell_4770, count=1, ips=50000000, reset_on_triple_fault=0\n\
+         com1: enabled=1, mode=file, dev={}\nlog: {work}/bochs.log\n\
+         display_library: rfb, options=\"timeout=0\"\npanic: action=fatal\nerror: action=report\ninfo: action=report\n\
+         clock: sync=none\nboot: disk\n\
+         ata0-master: type=disk, path={work}/disk.img, mode=flat, cylinders={}, heads=16, spt=63\n{rom}",
+        serial.display(),
+        case.disk.cylinders,
+    );
+    fs::write(case.work.join("bochsrc"), config).unwrap();
+    fs::write(case.work.join("rc"), "c\n").unwrap();
+    let mut command = Command::new("bochs-bin");
+    command
+        .arg("-q")
+        .arg("-f")
+        .arg(case.work.join("bochsrc"))
+        .arg("-rc")
+        .arg(case.work.join("rc"));
+    run(command, &serial)
+}
+
+/// The number that the probe printed under this name.
+fn value(text: &str, name: &str) -> u32 {
+    let line = text.lines().find_map(|line| line.strip_prefix(name)?.strip_prefix(' '));
+    u32::from_str_radix(line.unwrap_or_else(|| panic!("no {name} in:\n{text}")), 16).unwrap()
+}
+
+/// Looks at everything that the probe printed.
+fn check(case: &Case, text: &str) {
+    let value = |name| value(text, name);
+    assert_eq!(value("magic"), 0x2bad_b002);
+    assert_eq!(value("flags") & 0x4d, 0x4d);
+    assert!((600..=640).contains(&value("lower")));
+    assert!(text.contains("\ncmdline console_port=0x2f8 a \"b\"\n"), "{text}");
+    assert_eq!(u64::from(value("module")), case.disk.module.start);
+    assert_eq!(u64::from(value("module-end")), case.disk.module.end);
+    assert_eq!(value("module-sum"), sum(&case.root_task));
+    assert_eq!(value("zero"), 0);
+    assert_eq!(value("second"), sum(&[7; 100]));
+    assert!(text.ends_with("done\n"), "{text}");
+
+    let numbers: Vec<u64> = text
+        .lines()
+        .filter(|line| ["map ", " from ", " len "].iter().any(|start| line.starts_with(start)))
+        .map(|line| u64::from_str_radix(line.rsplit(' ').next().unwrap(), 16).unwrap())
+        .collect();
+    let map: Vec<(u64, u64, u64)> = numbers
+        .chunks(5)
+        .map(|e| (e[0], e[2] << 32 | e[1], e[4] << 32 | e[3]))
+        .collect();
+    for ram in map.iter().filter(|entry| entry.0 == 1) {
+        let (start, end) = (ram.1, ram.1 + ram.2);
+        assert!(
+            end <= case.disk.hole.start || start >= case.disk.hole.end || case.disk.hole.is_empty(),
+            "{map:x?}"
+        );
+    }
+    let above: u64 = map
+        .iter()
+        .filter(|entry| entry.0 == 1 && entry.1 >= 1 << 20)
+        .map(|entry| entry.2)
+        .sum();
+    assert!(above > 50 << 20, "RAM is missing: {map:x?}");
+    if case.payload.is_empty() {
+        assert_eq!(map.iter().filter(|entry| entry.1 == PAYLOAD_PADDR).count(), 0);
+    } else {
+        assert!(
+            map.contains(&(2, PAYLOAD_PADDR, case.disk.hole.end - PAYLOAD_PADDR)),
+            "{map:x?}"
+        );
+        assert_eq!(value("payload-sum"), sum(&case.payload));
+    }
+}
+
+#[test]
+#[ignore = "boots a simulator"]
+fn qemu_boots_the_image_without_payload() {
+    let case = case("qemu-plain", 0);
+    check(&case, &qemu(&case, 128));
+}
+
+#[test]
+#[ignore = "boots a simulator"]
+fn qemu_boots_the_image_with_payload() {
+    let case = case("qemu-payload", 20_000_123);
+    check(&case, &qemu(&case, 128));
+    check(&case, &qemu(&case, 4096)); // RAM above 4 GiB too
+}
+
+#[test]
+#[ignore = "boots a simulator"]
+fn bochs_boots_the_image_from_disk() {
+    let case = case("bochs-disk", 5_000_123);
+    let text = bochs(&case, 128, true);
+    check(&case, &text);
+    println!(
+        "power-on to kernel entry with 5 MB of payload from disk: {} ticks",
+        value(&text, "tsc")
+    );
+    check(&case, &bochs(&case, 128, false));
+}
+
+#[test]
+#[ignore = "boots a simulator"]
+fn bochs_start_is_fast() {
+    let case = case("bochs-fast", 30_000_000);
+    let text = bochs(&case, 128, true);
+    check(&case, &text);
+    let ticks = value(&text, "tsc");
+    println!("power-on to kernel entry with 30 MB of payload: {ticks} ticks");
+    assert!(ticks < 30_000_000, "{ticks} ticks from power-on to kernel entry");
+}
+
+#[test]
+#[ignore = "boots a simulator"]
+fn too_little_ram_is_said() {
+    let case = case("small-ram", 5_000_000);
+    let text = bochs(&case, 32, true);
+    assert!(
+        text.contains("umbra loader: not enough RAM for the guest images: they need 0x02000000 to 0x02600000"),
+        "{text}"
+    );
+}
+
+#[test]
+#[ignore = "boots a simulator"]
+fn a_truncated_image_is_said() {
+    let mut case = case("truncated", 5_000_000);
+    let cylinder = 16 * 63 * 512;
+    fs::write(case.work.join("disk.img"), &case.disk.bytes[..4 * cylinder]).unwrap();
+    case.disk.cylinders = 4;
+    let text = bochs(&case, 128, true);
+    assert!(
+        text.contains("umbra loader: the disk cannot be read at sector 0x"),
+        "{text}"
+    );
+    let mut bytes = case.disk.bytes.clone();
+    bytes[9 * 512..10 * 512].fill(0);
+    fs::write(case.work.join("disk.img"), bytes).unwrap();
+    let text = bochs(&case, 128, true);
+    assert!(text.contains("umbra loader: this image has no table"), "{text}");
+}
