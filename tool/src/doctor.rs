@@ -111,7 +111,7 @@ fn install_command(needs: &[&Need]) -> String {
 
 /// Something is missing that the tool cannot get by itself.
 #[derive(Debug)]
-pub struct Missing(String);
+pub struct Missing(pub String);
 
 impl std::fmt::Display for Missing {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {

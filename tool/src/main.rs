@@ -4,11 +4,13 @@
 mod build;
 mod cleanup;
 mod doctor;
+mod guests;
 mod paths;
 mod process;
 mod run;
 mod sim;
 mod step;
+mod test;
 
 use anyhow::Result;
 use build::Builder;
@@ -26,6 +28,7 @@ struct Args {
 
 #[derive(Debug, Subcommand)]
 enum Command {
+    Run(run::guest::RunArgs),
     /// Show what this machine needs, what is missing, and how to get it
     Doctor,
     /// Build a kernel
@@ -57,6 +60,10 @@ fn run_command(args: Args) -> Result<i32> {
     let builder = Builder::new(Paths::find()?);
     match args.command {
         Command::Doctor => Ok(if doctor::report() { 0 } else { 3 }),
+        Command::Run(args) => {
+            doctor::ensure(&builder.steps)?;
+            run::guest::run(&builder, &args)
+        }
         Command::Kernel { presets } => {
             doctor::ensure(&builder.steps)?;
             for preset in presets {

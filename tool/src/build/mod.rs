@@ -1,9 +1,11 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
 //! What is built, from which sources, in which order?
 
-pub mod elf;
+pub mod description;
+pub mod image;
 pub mod kernel;
 pub mod program;
+pub mod spec;
 
 pub use crate::paths::write_if_changed;
 pub use kernel::Kernel;

@@ -2,7 +2,8 @@
 //! `umbra boot`: how does a developer start any root task?
 
 use super::session::{Input, Plan, Show, follow};
-use crate::build::{Builder, kernel};
+use crate::build::program::read;
+use crate::build::{Builder, image, kernel};
 use crate::sim::{Boot, Disk, Machine, Pace, Sim, start};
 use anyhow::{Context, Result, bail};
 use std::io::Write;
@@ -69,7 +70,7 @@ pub fn boot(builder: &Builder, args: &BootArgs) -> Result<i32> {
                         root_task,
                     }
                 }
-                Sim::Bochs => bail!("Bochs boots disk images: use --disk"),
+                Sim::Bochs => image::root_task(builder, &kernel, &read(root_task)?, "boot")?.boot(args.sim),
             }
         }
         (None, None) => bail!("nothing to boot: use --root-task or --disk"),

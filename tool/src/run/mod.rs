@@ -2,6 +2,7 @@
 //! What do the commands that start a machine do?
 
 pub mod boot;
+pub mod guest;
 pub mod outcome;
 pub mod prompt;
 pub mod session;

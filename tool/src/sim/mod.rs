@@ -50,6 +50,14 @@ impl Sim {
         }
     }
 
+    /// How a machine in it switches itself off, as `system.toml` says it.
+    pub fn power_off(self) -> &'static str {
+        match self {
+            Sim::Bochs => "bochs",
+            Sim::Qemu | Sim::QemuKvm => "qemu",
+        }
+    }
+
     /// Why it cannot be used here, if it cannot.
     pub fn unusable(self) -> Option<String> {
         match self {
