@@ -97,6 +97,15 @@ pub struct Vm {
     pub table_memory: u64,
 }
 
+impl Vm {
+    /// Heap that its mmu gets beyond the component's own, in bytes: 16 bytes for each 4K page of guest memory (mirror
+    /// tables and reverse maps), in steps of 2 MiB.
+    pub fn mmu_heap_extra(&self) -> u64 {
+        let pages: u64 = self.slots.iter().map(|slot| slot.len / 4096).sum();
+        (pages * 16).next_multiple_of(2 << 20)
+    }
+}
+
 /// A memory slot at start.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Slot {

@@ -388,10 +388,18 @@ fn pc_layout(memory: u64, pages: RamPages) -> Vec<Slot> {
     ]
 }
 
-/// Enough for 4K mappings everywhere in two sets of tables (the old one goes while a new one is built), and some more.
+/// Enough for 4K mappings everywhere, with a capability (64 bytes, with the table that holds it) for each page, twice:
+/// for a slot that goes while its successor comes.
 fn default_table_memory(slots: &[Slot]) -> u64 {
-    let regions: u64 = slots.iter().map(|s| s.len.div_ceil(2 << 20) + 2).sum();
-    (2 * regions * PAGE + (64 << 10))
+    let (mut tables, mut caps) = (0, 0);
+    for slot in slots {
+        tables += slot.len.div_ceil(2 << 20) + 2;
+        caps += match slot.pages {
+            RamPages::Small => slot.len / PAGE,
+            RamPages::Auto => slot.len / (2 << 20) + 1024,
+        };
+    }
+    (2 * (tables * PAGE + caps * 64) + (256 << 10))
         .next_multiple_of(64 << 10)
         .min(limits::TABLE_MEMORY.1)
 }
