@@ -52,7 +52,7 @@ bitflags::bitflags! {
 pub const GENERATION_BITS: u32 = 19;
 
 /// The memslot generation as MMIO sptes carry it: [`GENERATION_BITS`] bits.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct Generation(pub u32);
 
 /// A request to the mmu component; at most four words on the wire.

@@ -1,0 +1,146 @@
+// SPDX-License-Identifier: MIT OR Apache-2.0
+//! How does a plan become real? What it needs is reserved first; then each step is one that cannot run out.
+
+use super::{FaultError, MapPlan};
+use crate::Mmu;
+use crate::spte::{Spte, SpteKind};
+use crate::stage2::{Resource, Stage2, Stage2Error, TableLevel, Unflushed};
+use crate::table::{ENTRIES, Role, SptePlace, TableId};
+use crate::trace::Event;
+use crate::zap::{Cut, ZAP_BATCH};
+use umbra_mmu_abi::Gfn;
+
+/// Whether the plan was still good.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Applied {
+    /// The leaf is in place.
+    Mapped,
+    /// Something was invalidated since the plan was made: nothing was done.
+    Stale,
+}
+
+impl<S: Stage2> Mmu<S> {
+    /// Gets everything that the plan takes. It may have to make room, which makes the plan stale.
+    pub(super) fn reserve(&mut self, plan: &MapPlan, gfn: Gfn) -> Result<(), FaultError> {
+        while self.tables.free_count() < plan.tables {
+            // Slots are accepted only if their tables fit, so either caches or obsolete tables take the room.
+            if !self.evict_mmio_table(gfn) && !self.zap_obsolete(ZAP_BATCH) {
+                return Err(Stage2Error::Exhausted(Resource::Tables).into());
+            }
+        }
+        if self.rmap_entries.free_count() < 2 {
+            return Err(Stage2Error::Exhausted(Resource::RmapEntries).into());
+        }
+        Ok(self.stage2.reserve(plan.hardware)?)
+    }
+
+    /// Does it.
+    ///
+    /// # Errors
+    /// The hardware refused what it was asked for: tables may be in place then, the leaf is not.
+    // REQ: PF-1, PF-3
+    pub(super) fn apply(&mut self, plan: &MapPlan) -> Result<Applied, FaultError> {
+        if plan.seq != self.invalidate_seq {
+            return Ok(Applied::Stale);
+        }
+        let mut removed = Unflushed::NOTHING;
+        if let Some(place) = plan.obsolete {
+            assert!(
+                self.is_obsolete(place.table),
+                "{} is mapped by {place:?}, and the walk missed it",
+                plan.at
+            );
+            removed.and(self.drop_leaf(place, Cut::Unmap));
+        }
+        if let Some(table) = plan.over {
+            removed.and(self.zap_table(table));
+        }
+        if removed.count() > 0 {
+            // Before the new translation: a processor never sees two for one address.
+            self.stage2.flush(removed);
+        }
+        let level = TableLevel::of_page(plan.leaf.level);
+        let table = match plan.walk.table(level) {
+            Some(table) if plan.hardware == crate::stage2::TableNeeds::NONE => table,
+            _ => {
+                let table = self.table_for(plan.at, level);
+                self.link_down_to(table)?;
+                table
+            }
+        };
+        self.stage2.map(plan.slot, plan.at, &plan.leaf)?;
+        let place = self.tables.place(table, level, plan.at);
+        let old = self.tables.set(place, Spte::leaf(plan.leaf));
+        debug_assert!(!old.is_frame(), "a leaf was overwritten at {}", plan.at);
+        let rmap = self.rmaps[plan.slot.0 as usize]
+            .as_mut()
+            .expect("a slot has a reverse map");
+        rmap.add(&mut self.rmap_entries, plan.at, plan.leaf.level, place);
+        *self.stats.mapped(plan.leaf.level) += 1;
+        self.trace.event(|| Event::Map {
+            gfn: plan.at,
+            level: plan.leaf.level,
+        });
+        Ok(Applied::Mapped)
+    }
+
+    /// The table of `level` for `gfn`, made with all above it; free ones were counted before.
+    pub(crate) fn table_for(&mut self, gfn: Gfn, level: TableLevel) -> TableId {
+        let mut table = self.root;
+        let mut at = TableLevel::Pml4;
+        while let Some(below) = at.below().filter(|_| at > level) {
+            let place = self.tables.place(table, at, gfn);
+            table = match self.tables.kind(place) {
+                SpteKind::Table(next) => next,
+                SpteKind::Empty => {
+                    let next = self.tables.take(below.base(gfn), Role { level: below }, self.valid_gen);
+                    self.tables.get_mut(next).parent = Some(place);
+                    self.tables.set(place, Spte::table(next));
+                    next
+                }
+                kind @ (SpteKind::Leaf(_) | SpteKind::AccessTracked(_) | SpteKind::Mmio(_)) => {
+                    panic!("a table is wanted at {gfn}, where {kind:?} is")
+                }
+            };
+            at = below;
+        }
+        table
+    }
+
+    /// Gives `table` and those above it their hardware tables, from the top.
+    fn link_down_to(&mut self, table: TableId) -> Result<(), FaultError> {
+        let mut way = [None; 4];
+        let mut at = Some(table);
+        while let Some(id) = at {
+            let table = self.tables.get(id);
+            way[table.role.level as usize - 1] = Some(id);
+            at = table.parent.map(|place| place.table);
+        }
+        for id in way.into_iter().rev().flatten() {
+            let table = self.tables.get(id);
+            if table.handle.is_none() && table.role.level != TableLevel::Pml4 {
+                let handle = self.stage2.link(table.gfn, table.role.level)?;
+                self.tables.get_mut(id).handle = Some(handle);
+            }
+        }
+        Ok(())
+    }
+
+    /// Removes a lowest-level table of the current tree with all that is in it.
+    fn zap_table(&mut self, table: TableId) -> Unflushed {
+        let mut removed = Unflushed::NOTHING;
+        for index in 0..ENTRIES as u16 {
+            let place = SptePlace { table, index };
+            match self.tables.kind(place) {
+                SpteKind::Empty => {}
+                SpteKind::Mmio(_) => {
+                    self.tables.set(place, Spte::EMPTY);
+                }
+                SpteKind::Leaf(_) | SpteKind::AccessTracked(_) => removed.and(self.drop_leaf(place, Cut::Unmap)),
+                SpteKind::Table(id) => panic!("table {id:?} below a lowest-level table"),
+            }
+        }
+        removed.and(self.free_one(table));
+        removed
+    }
+}

@@ -1,0 +1,95 @@
+// SPDX-License-Identifier: MIT OR Apache-2.0
+//! What happens on a guest fault? Classify, try the fast fix, plan, reserve, apply: in this order.
+
+mod apply;
+mod classify;
+mod fast;
+mod plan;
+
+pub use classify::{Class, Walk};
+pub use fast::Spurious;
+pub use plan::{MapPlan, Plan};
+
+use crate::Mmu;
+use crate::slots::GFN_LIMIT;
+use crate::stage2::{Resource, Stage2, Stage2Error};
+use umbra_mmu_abi::{Access, FaultOutcome, Gpa};
+
+/// Why a fault could not be handled. It is our fault or our limits', never the guest's.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum FaultError {
+    /// The hardware: out of something, or it refused.
+    Stage2(Stage2Error),
+    /// The guest faults on a mapping that allows the access, again and again: the hardware does not have it.
+    Looping {
+        /// Where.
+        gpa: Gpa,
+        /// How often in a row.
+        times: u32,
+    },
+}
+
+impl core::fmt::Display for FaultError {
+    fn fmt(&self, f: &mut core::fmt::Formatter<'_>) -> core::fmt::Result {
+        match self {
+            Self::Stage2(error) => error.fmt(f),
+            Self::Looping { gpa, times } => write!(f, "{times} faults in a row at {gpa}, which is mapped"),
+        }
+    }
+}
+
+impl core::error::Error for FaultError {}
+
+impl From<Stage2Error> for FaultError {
+    fn from(error: Stage2Error) -> Self {
+        Self::Stage2(error)
+    }
+}
+
+impl<S: Stage2> Mmu<S> {
+    /// Handles an access that hardware did not translate.
+    ///
+    /// # Errors
+    /// See [`FaultError`]; every structure is as consistent as before.
+    // REQ: PF-1
+    pub fn fault(&mut self, gpa: Gpa, access: Access) -> Result<FaultOutcome, FaultError> {
+        let outcome = self.handle(gpa, access)?;
+        match outcome {
+            FaultOutcome::Resume => self.stats.resumed += 1,
+            FaultOutcome::Emulate(_) => self.stats.emulated += 1,
+        }
+        Ok(outcome)
+    }
+
+    fn handle(&mut self, gpa: Gpa, access: Access) -> Result<FaultOutcome, FaultError> {
+        let gfn = gpa.gfn();
+        if gfn.raw() >= GFN_LIMIT {
+            // No table translates it, so there is nothing to cache it in.
+            return Ok(FaultOutcome::Emulate(self.mmio(gfn)));
+        }
+        // Only a plan that another agent overtook, or that had to make room first, goes round again.
+        for _ in 0..self.tables.capacity() + 2 {
+            let walk = self.walk(gfn);
+            let class = self.classify(&walk, gfn, access);
+            if let Some(outcome) = self.fast(&walk, &class, gpa)? {
+                return Ok(outcome);
+            }
+            match self.plan(&walk, gfn, access) {
+                Plan::Emulate(mmio) => return Ok(FaultOutcome::Emulate(mmio)),
+                Plan::CacheMmio(mmio) => {
+                    self.cache_mmio(gfn);
+                    return Ok(FaultOutcome::Emulate(mmio));
+                }
+                // The slot is going; the guest comes back to the table that is then in place.
+                Plan::Retry => return Ok(FaultOutcome::Resume),
+                Plan::Map(map) => {
+                    self.reserve(&map, gfn)?;
+                    if self.apply(&map)? == apply::Applied::Mapped {
+                        return Ok(FaultOutcome::Resume);
+                    }
+                }
+            }
+        }
+        Err(Stage2Error::Exhausted(Resource::Tables).into())
+    }
+}

@@ -1,0 +1,429 @@
+// SPDX-License-Identifier: MIT OR Apache-2.0
+//! What if the hardware is as strict as it may be? A second stage in memory that forgets nothing until it is flushed.
+//!
+//! Stricter than silicon: every translation and every table that was once used stays in use until a flush; frames and
+//! tables that were removed cannot be had again before it. Like seL4: a mapping is a capability's, one at a time; taking
+//! it away looks at the address it was made for, and removes what is there if it is the same frame.
+
+use crate::spte::Leaf;
+use crate::stage2::{
+    BackingShape, FlushEpoch, Frame, GuestAccess, Observed, Resource, Stage2, Stage2Error, TableHandle, TableLevel,
+    TableNeeds, Unflushed,
+};
+use alloc::collections::{BTreeMap, BTreeSet};
+use alloc::vec::Vec;
+use umbra_mmu_abi::{Access, Backing, Gfn, Gpa, PageLevel, SlotId};
+
+/// The guest's access was not translated (an EPT violation).
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Violation {
+    /// The address.
+    pub gpa: Gpa,
+    /// The access.
+    pub access: Access,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Entry {
+    Table(TableHandle),
+    Leaf {
+        frame: Frame,
+        level: PageLevel,
+        access: GuestAccess,
+    },
+}
+
+#[derive(Debug)]
+struct Table {
+    level: TableLevel,
+    at: Gfn,
+    entries: BTreeMap<u16, Entry>,
+    linked: bool,
+}
+
+/// The capabilities of one slot: where each is mapped, by its first page in the backing.
+#[derive(Debug)]
+struct Container {
+    backing: Backing,
+    npages: u32,
+    access: GuestAccess,
+    mapped: BTreeMap<Frame, (Gfn, PageLevel)>,
+}
+
+/// The simulated hardware, its guest's memory included.
+#[derive(Debug)]
+pub struct SimStage2 {
+    shapes: Vec<BackingShape>,
+    memory: BTreeMap<(Frame, u16), u64>,
+    containers: BTreeMap<SlotId, Container>,
+    /// The root is table 0.
+    tables: BTreeMap<TableHandle, Table>,
+    next_table: u32,
+    free_tables: u32,
+    /// Cut off and not flushed: kept with their content, because a processor may still walk them.
+    limbo_tables: Vec<TableHandle>,
+    limbo_frames: BTreeSet<Frame>,
+    tlb: BTreeMap<Gfn, (Frame, GuestAccess)>,
+    /// Paging-structure cache: the page table of each 2M region that was walked.
+    pde_cache: BTreeMap<u64, TableHandle>,
+    unflushed: u32,
+    epoch: u64,
+}
+
+const ROOT: TableHandle = TableHandle(0);
+
+impl SimStage2 {
+    /// Hardware with these backings (zeroed) and `tables` tables besides the root.
+    pub fn new(shapes: Vec<BackingShape>, tables: u32) -> Self {
+        let root = Table {
+            level: TableLevel::Pml4,
+            at: Gfn::new(0),
+            entries: BTreeMap::new(),
+            linked: true,
+        };
+        Self {
+            shapes,
+            memory: BTreeMap::new(),
+            containers: BTreeMap::new(),
+            tables: BTreeMap::from([(ROOT, root)]),
+            next_table: 1,
+            free_tables: tables,
+            limbo_tables: Vec::new(),
+            limbo_frames: BTreeSet::new(),
+            tlb: BTreeMap::new(),
+            pde_cache: BTreeMap::new(),
+            unflushed: 0,
+            epoch: 0,
+        }
+    }
+
+    /// The guest reads 8 bytes.
+    ///
+    /// # Errors
+    /// Nothing translates the address, or not for a read.
+    pub fn read(&mut self, gpa: Gpa) -> Result<u64, Violation> {
+        let frame = self.translate(gpa, Access::Read)?;
+        Ok(self.memory.get(&(frame, word(gpa))).copied().unwrap_or(0))
+    }
+
+    /// The guest writes 8 bytes.
+    ///
+    /// # Errors
+    /// Nothing translates the address, or not for a write.
+    pub fn write(&mut self, gpa: Gpa, value: u64) -> Result<(), Violation> {
+        let frame = self.translate(gpa, Access::Write)?;
+        self.memory.insert((frame, word(gpa)), value);
+        Ok(())
+    }
+
+    /// Breaks the hardware behind the MMU's back: the leaf at `gfn` goes, flushed.
+    pub fn lose_mapping(&mut self, gfn: Gfn) {
+        if let Some((handle, index)) = self.leaf_place(gfn) {
+            if let Some(table) = self.tables.get_mut(&handle) {
+                table.entries.remove(&index);
+            }
+            self.forget_cached();
+        }
+    }
+
+    /// Tables that can still be linked.
+    pub fn free_tables(&self) -> u32 {
+        self.free_tables
+    }
+
+    /// Removals that no flush has covered.
+    pub fn unflushed(&self) -> u32 {
+        self.unflushed
+    }
+
+    /// As a processor does it: caches first, however old.
+    fn translate(&mut self, gpa: Gpa, access: Access) -> Result<Frame, Violation> {
+        let gfn = gpa.gfn();
+        let permits = |allowed: GuestAccess| match (access, allowed) {
+            (Access::Write, GuestAccess::ReadExec) => false,
+            (Access::Read | Access::Fetch, _) | (Access::Write, GuestAccess::All) => true,
+        };
+        let found = self.tlb.get(&gfn).copied().or_else(|| self.walk(gfn));
+        match found {
+            Some((frame, allowed)) if permits(allowed) => {
+                self.tlb.insert(gfn, (frame, allowed));
+                Ok(frame)
+            }
+            Some(_) | None => {
+                // SDM vol. 3, 29.4.3.1: a violation invalidates what would be used to translate the address.
+                self.tlb.remove(&gfn);
+                self.pde_cache.remove(&(gfn.raw() >> 9));
+                Err(Violation { gpa, access })
+            }
+        }
+    }
+
+    fn walk(&mut self, gfn: Gfn) -> Option<(Frame, GuestAccess)> {
+        let region = gfn.raw() >> 9;
+        let mut handle = self.pde_cache.get(&region).copied().unwrap_or(ROOT);
+        loop {
+            let table = &self.tables[&handle];
+            match *table.entries.get(&index(gfn, table.level))? {
+                Entry::Leaf { frame, level, access } => {
+                    if table.level == TableLevel::Pt {
+                        self.pde_cache.insert(region, handle);
+                    }
+                    let into = (gfn.raw() - gfn.align_down(level).raw()) as u32;
+                    return Some((Frame::new(frame.backing(), frame.page() + into)?, access));
+                }
+                Entry::Table(below) => handle = below,
+            }
+        }
+    }
+
+    /// The linked table of `level` that covers `gfn`; the kernel's own walk, which no cache misleads.
+    fn linked(&self, gfn: Gfn, level: TableLevel) -> Option<TableHandle> {
+        let mut handle = ROOT;
+        loop {
+            let table = &self.tables[&handle];
+            if table.level == level {
+                return Some(handle);
+            }
+            match table.entries.get(&index(gfn, table.level))? {
+                Entry::Table(below) => handle = *below,
+                Entry::Leaf { .. } => return None,
+            }
+        }
+    }
+
+    fn leaf_place(&self, gfn: Gfn) -> Option<(TableHandle, u16)> {
+        [TableLevel::Pd, TableLevel::Pt].into_iter().find_map(|level| {
+            let handle = self.linked(gfn, level)?;
+            let index = index(gfn, level);
+            match self.tables[&handle].entries.get(&index)? {
+                Entry::Leaf { .. } => Some((handle, index)),
+                Entry::Table(_) => None,
+            }
+        })
+    }
+
+    /// Removes the leaf at `at` if it maps `frame`, whoever put it there.
+    fn cut_leaf(&mut self, at: Gfn, frame: Frame, level: PageLevel) {
+        self.limbo_frames.insert(frame);
+        let Some((handle, index)) = self.leaf_place(at) else {
+            return;
+        };
+        let table = self.tables.get_mut(&handle).expect("it was just found");
+        if matches!(table.entries[&index], Entry::Leaf { frame: f, level: l, .. } if (f, l) == (frame, level)) {
+            table.entries.remove(&index);
+        }
+    }
+
+    fn forget_cached(&mut self) {
+        self.tlb.clear();
+        self.pde_cache.clear();
+    }
+}
+
+fn index(gfn: Gfn, level: TableLevel) -> u16 {
+    (gfn.raw() >> level.entry_shift() & 511) as u16
+}
+
+fn word(gpa: Gpa) -> u16 {
+    (gpa.offset() / 8) as u16
+}
+
+const fn refused(operation: &'static str) -> Stage2Error {
+    Stage2Error::Refused { operation, code: 0 }
+}
+
+impl Stage2 for SimStage2 {
+    fn attach_slot(
+        &mut self,
+        slot: SlotId,
+        backing: Backing,
+        npages: u32,
+        access: GuestAccess,
+    ) -> Result<(), Stage2Error> {
+        if self.containers.contains_key(&slot) {
+            return Err(refused("attach of an attached slot"));
+        }
+        let pages = self
+            .shapes
+            .get(backing.id.0 as usize)
+            .and_then(BackingShape::pages)
+            .unwrap_or(0);
+        if backing.first_page as u64 + npages as u64 > pages as u64 {
+            return Err(refused("attach beyond the backing"));
+        }
+        let range = backing.first_page..backing.first_page + npages;
+        assert!(
+            !self
+                .limbo_frames
+                .iter()
+                .any(|f| f.backing() == backing.id && range.contains(&f.page())),
+            "frames are used again before the flush that ends their old use"
+        );
+        self.containers.insert(
+            slot,
+            Container {
+                backing,
+                npages,
+                access,
+                mapped: BTreeMap::new(),
+            },
+        );
+        Ok(())
+    }
+
+    fn revoke_slot(&mut self, slot: SlotId) -> Unflushed {
+        let container = self.containers.remove(&slot).expect("an attached slot");
+        let removed = container.mapped.len() as u32;
+        for (frame, (at, level)) in container.mapped {
+            self.cut_leaf(at, frame, level);
+        }
+        self.unflushed += removed;
+        Unflushed::removed(removed)
+    }
+
+    fn reserve(&mut self, tables: TableNeeds) -> Result<(), Stage2Error> {
+        let wanted = u32::from(tables.pdpt) + u32::from(tables.pd) + u32::from(tables.pt);
+        match wanted <= self.free_tables {
+            true => Ok(()),
+            false => Err(Stage2Error::Exhausted(Resource::Untyped)),
+        }
+    }
+
+    fn link(&mut self, at: Gfn, level: TableLevel) -> Result<TableHandle, Stage2Error> {
+        let above = match level {
+            TableLevel::Pml4 => return Err(refused("link of a root")),
+            TableLevel::Pdpt => TableLevel::Pml4,
+            TableLevel::Pd => TableLevel::Pdpt,
+            TableLevel::Pt => TableLevel::Pd,
+        };
+        assert!(self.free_tables > 0, "link without a reservation");
+        let parent = self.linked(at, above).ok_or(refused("link below nothing"))?;
+        let entries = &mut self.tables.get_mut(&parent).expect("it was just found").entries;
+        if entries.contains_key(&index(at, above)) {
+            return Err(refused("link over something"));
+        }
+        let handle = TableHandle(self.next_table);
+        entries.insert(index(at, above), Entry::Table(handle));
+        self.next_table += 1;
+        self.free_tables -= 1;
+        self.tables.insert(
+            handle,
+            Table {
+                level,
+                at: level.base(at),
+                entries: BTreeMap::new(),
+                linked: true,
+            },
+        );
+        Ok(handle)
+    }
+
+    fn unlink(&mut self, handle: TableHandle) -> Unflushed {
+        let table = self.tables.get_mut(&handle).expect("a table that was linked");
+        assert!(core::mem::replace(&mut table.linked, false), "a table is unlinked once");
+        let (at, level) = (table.at, table.level);
+        self.limbo_tables.push(handle);
+        for (id, parent) in &mut self.tables {
+            let entry = index(at, parent.level);
+            if parent.level > level && parent.entries.get(&entry) == Some(&Entry::Table(handle)) && *id != handle {
+                parent.entries.remove(&entry);
+            }
+        }
+        self.unflushed += 1;
+        Unflushed::removed(1)
+    }
+
+    fn map(&mut self, slot: SlotId, at: Gfn, leaf: &Leaf) -> Result<(), Stage2Error> {
+        let container = self.containers.get(&slot).ok_or(refused("map of no slot"))?;
+        let first = container.backing.first_page;
+        let range = first..first + container.npages;
+        if leaf.frame.backing() != container.backing.id || !range.contains(&leaf.frame.page()) {
+            return Err(refused("map of a foreign frame"));
+        }
+        if self.shapes[container.backing.id.0 as usize]
+            .frame_of(leaf.frame.page())
+            .1
+            != leaf.level
+        {
+            return Err(refused("map of a frame of another size"));
+        }
+        if container.mapped.contains_key(&leaf.frame) {
+            return Err(refused("map of a mapped frame"));
+        }
+        if at.align_down(leaf.level) != at {
+            return Err(refused("map at an unaligned address"));
+        }
+        let level = TableLevel::of_page(leaf.level);
+        let table = self.linked(at, level).ok_or(refused("map without a table"))?;
+        let entries = &mut self.tables.get_mut(&table).expect("it was just found").entries;
+        if entries.contains_key(&index(at, level)) {
+            return Err(refused("map over something"));
+        }
+        let access = match (container.access, leaf.access()) {
+            (GuestAccess::All, GuestAccess::All) => GuestAccess::All,
+            (GuestAccess::ReadExec, _) | (_, GuestAccess::ReadExec) => GuestAccess::ReadExec,
+        };
+        entries.insert(
+            index(at, level),
+            Entry::Leaf {
+                frame: leaf.frame,
+                level: leaf.level,
+                access,
+            },
+        );
+        let container = self.containers.get_mut(&slot).expect("it was just found");
+        container.mapped.insert(leaf.frame, (at, leaf.level));
+        Ok(())
+    }
+
+    fn unmap(&mut self, slot: SlotId, at: Gfn, leaf: &Leaf) -> Unflushed {
+        let container = self.containers.get_mut(&slot).expect("an attached slot");
+        let was = container.mapped.remove(&leaf.frame);
+        assert_eq!(was, Some((at, leaf.level)), "what is unmapped was mapped there");
+        self.cut_leaf(at, leaf.frame, leaf.level);
+        self.unflushed += 1;
+        Unflushed::removed(1)
+    }
+
+    fn flush(&mut self, removed: Unflushed) -> FlushEpoch {
+        let settled = removed.settle();
+        self.unflushed = self.unflushed.checked_sub(settled).expect("an obligation is met once");
+        if self.unflushed == 0 {
+            // Everything that was removed is covered; what came later than this obligation has its own.
+            self.forget_cached();
+            self.limbo_frames.clear();
+            for handle in self.limbo_tables.drain(..) {
+                self.tables.remove(&handle);
+                self.free_tables += 1;
+            }
+        }
+        self.epoch += 1;
+        FlushEpoch(self.epoch)
+    }
+
+    fn observe(&mut self, slot: SlotId, at: Gfn, leaf: &Leaf) -> Observed {
+        let mapped = self
+            .containers
+            .get(&slot)
+            .and_then(|c| c.mapped.get(&leaf.frame))
+            .is_some();
+        let there = self
+            .leaf_place(at)
+            .map(|(table, index)| self.tables[&table].entries[&index]);
+        match there {
+            Some(Entry::Leaf { frame, level, access })
+                if mapped && (frame, level, access) == (leaf.frame, leaf.level, leaf.access()) =>
+            {
+                Observed::Mapped
+            }
+            Some(_) => Observed::Different,
+            None => Observed::Unmapped,
+        }
+    }
+
+    fn count_mapped(&mut self, slot: SlotId) -> u32 {
+        self.containers
+            .get(&slot)
+            .map_or(0, |container| container.mapped.len() as u32)
+    }
+}

@@ -1,0 +1,265 @@
+// SPDX-License-Identifier: MIT OR Apache-2.0
+//! Which memory does the guest have? The table of memslots: looked up by gfn, changed as a copy, then published.
+
+use crate::generation::{Bumped, SlotGeneration};
+use crate::stage2::{BackingShape, Frame, GuestAccess};
+use alloc::vec::Vec;
+use umbra_mmu_abi::{Backing, Generation, Gfn, PageLevel, SlotError, SlotFlags, SlotId};
+
+/// Slot numbers are below this (KVM: `KVM_USER_MEM_SLOTS`).
+pub const MAX_SLOTS: usize = 509;
+
+/// Guest-physical frames that four levels of tables translate: 48 bits of address.
+pub const GFN_LIMIT: u64 = 1 << 36;
+
+/// Whether a slot can be mapped from.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum SlotState {
+    /// In use.
+    Live,
+    /// Its mappings are going; no new one may come (KVM: `KVM_MEMSLOT_INVALID`).
+    // REQ: MEM-6
+    Invalid,
+}
+
+/// A checked memslot.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Slot {
+    /// Its number.
+    pub id: SlotId,
+    /// First guest frame.
+    pub base: Gfn,
+    /// Length in 4K pages, never 0.
+    pub npages: u32,
+    /// Where its frames come from.
+    pub backing: Backing,
+    /// The backing's frame sizes.
+    pub shape: BackingShape,
+    /// Read-only or not.
+    pub flags: SlotFlags,
+    /// In use or going.
+    pub state: SlotState,
+}
+
+impl Slot {
+    /// Checks what a peer asked for. Nothing of it is used before.
+    ///
+    /// # Errors
+    /// See [`SlotError`].
+    // REQ: MEM-2
+    pub fn check(
+        id: SlotId,
+        base: Gfn,
+        npages: u32,
+        backing: Backing,
+        flags: SlotFlags,
+        backings: &[BackingShape],
+    ) -> Result<Self, SlotError> {
+        let in_range = base.raw() < GFN_LIMIT && npages as u64 <= GFN_LIMIT - base.raw();
+        // Dirty logging comes with its requests; until then the flag is none.
+        if id.0 as usize >= MAX_SLOTS || npages == 0 || !in_range || flags.contains(SlotFlags::LOG_DIRTY) {
+            return Err(SlotError::Invalid);
+        }
+        let shape = *backings.get(backing.id.0 as usize).ok_or(SlotError::NoEntry)?;
+        let pages = shape.pages().ok_or(SlotError::NoSpace)?;
+        if backing.first_page as u64 + npages as u64 > pages as u64 {
+            return Err(SlotError::NoSpace);
+        }
+        let slot = Self {
+            id,
+            base,
+            npages,
+            backing,
+            shape,
+            flags,
+            state: SlotState::Live,
+        };
+        // A 2M frame maps as a whole or not at all: none may be cut, and none may lie across two large pages.
+        let large = slot.large_pages();
+        let cut = |page: u32| !(page - shape.small_head).is_multiple_of(PageLevel::M2.frames() as u32);
+        let across = |page: u32| !slot.gfn_of_page(page).raw().is_multiple_of(PageLevel::M2.frames());
+        if !large.is_empty() && (cut(large.start) || cut(large.end) || across(large.start)) {
+            return Err(SlotError::Invalid);
+        }
+        Ok(slot)
+    }
+
+    /// The first gfn after it.
+    pub fn end(&self) -> Gfn {
+        Gfn::new(self.base.raw() + self.npages as u64)
+    }
+
+    /// Whether it holds `gfn`.
+    pub fn contains(&self, gfn: Gfn) -> bool {
+        gfn.raw().wrapping_sub(self.base.raw()) < self.npages as u64
+    }
+
+    /// What the guest may do in it.
+    pub fn access(&self) -> GuestAccess {
+        match self.flags.contains(SlotFlags::READONLY) {
+            true => GuestAccess::ReadExec,
+            false => GuestAccess::All,
+        }
+    }
+
+    /// The pages of the backing that lie in the slot and belong to 2M frames.
+    fn large_pages(&self) -> core::ops::Range<u32> {
+        let first = self.backing.first_page;
+        let large = self.shape.large_pages();
+        let range = large.start.max(first)..large.end.min(first + self.npages);
+        if range.start < range.end { range } else { first..first }
+    }
+
+    fn gfn_of_page(&self, page: u32) -> Gfn {
+        Gfn::new(self.base.raw() + (page - self.backing.first_page) as u64)
+    }
+
+    /// The page of the guest that `gfn` is mapped with: its first gfn, its frame and its size.
+    pub fn page_at(&self, gfn: Gfn) -> (Gfn, Frame, PageLevel) {
+        let page = self.backing.first_page + (gfn.raw() - self.base.raw()) as u32;
+        let (_, level) = self.shape.frame_of(page);
+        let into = gfn.raw() - gfn.align_down(level).raw();
+        let frame = Frame::new(self.backing.id, page - into as u32).expect("the check bounds every page");
+        (gfn.align_down(level), frame, level)
+    }
+
+    /// The ranges of gfns that are mapped with 4K pages.
+    fn small_ranges(&self) -> [core::ops::Range<u64>; 2] {
+        let large = self.large_pages();
+        let start = self.gfn_of_page(large.start).raw();
+        [self.base.raw()..start, start + large.len() as u64..self.end().raw()]
+    }
+}
+
+/// The published slots, in the order of gfns. Immutable while anybody reads it.
+#[derive(Clone, Debug, Default)]
+pub struct SlotTable {
+    sorted: Vec<Slot>,
+}
+
+impl SlotTable {
+    /// The slot that holds `gfn`, also one whose mappings are going. O(log n).
+    // REQ: MEM-4
+    #[inline]
+    pub fn lookup(&self, gfn: Gfn) -> Option<&Slot> {
+        let after = self.sorted.partition_point(|slot| slot.base.raw() <= gfn.raw());
+        self.sorted[..after].last().filter(|slot| slot.contains(gfn))
+    }
+
+    /// The slot of a number.
+    pub fn get(&self, id: SlotId) -> Option<&Slot> {
+        self.sorted.iter().find(|slot| slot.id == id)
+    }
+
+    /// All of them, in the order of gfns.
+    pub fn iter(&self) -> impl Iterator<Item = &Slot> {
+        self.sorted.iter()
+    }
+
+    /// Whether `new` overlaps a slot of another number.
+    // REQ: MEM-2
+    pub fn overlaps(&self, new: &Slot) -> bool {
+        self.sorted
+            .iter()
+            .any(|old| old.id != new.id && old.base.raw() < new.end().raw() && new.base.raw() < old.end().raw())
+    }
+
+    /// Tables of sptes that all these slots and `new` can need at once, the root included.
+    pub fn tables_needed(&self, new: Option<&Slot>) -> usize {
+        let replaced = |slot: &&Slot| new.is_none_or(|new| new.id != slot.id);
+        let before = |slot: &&Slot| new.is_none_or(|new| slot.base < new.base);
+        let old = || self.sorted.iter().filter(replaced);
+        let all = || {
+            old()
+                .filter(before)
+                .chain(new)
+                .chain(old().filter(|slot| !before(slot)))
+        };
+        let mut tables = 1;
+        // Shifts from a gfn to the number of the PT, PD and PDPT that translates it.
+        for shift in [9, 18, 27] {
+            let mut last = None;
+            for slot in all() {
+                let ranges = if shift == 9 {
+                    slot.small_ranges()
+                } else {
+                    [slot.base.raw()..slot.end().raw(), 0..0]
+                };
+                for range in ranges.into_iter().filter(|range| !range.is_empty()) {
+                    let (first, end) = (range.start >> shift, (range.end - 1) >> shift);
+                    tables += (end - first) as usize + usize::from(last != Some(first));
+                    last = Some(end);
+                }
+            }
+        }
+        tables
+    }
+}
+
+/// The two copies and the generation: readers see one copy, a change is made in the other.
+pub struct Slots {
+    copies: [SlotTable; 2],
+    active: usize,
+    generation: SlotGeneration,
+}
+
+impl Slots {
+    /// No slots. Room for all that there can be is taken now.
+    ///
+    /// # Errors
+    /// Not enough memory.
+    pub fn new(first: Generation) -> Result<Self, crate::stage2::Resource> {
+        let mut copies = [SlotTable::default(), SlotTable::default()];
+        for copy in &mut copies {
+            copy.sorted
+                .try_reserve_exact(MAX_SLOTS)
+                .map_err(|_| crate::stage2::Resource::Memory)?;
+        }
+        Ok(Self {
+            copies,
+            active: 0,
+            generation: SlotGeneration::new(first),
+        })
+    }
+
+    /// What readers see.
+    #[inline]
+    pub fn published(&self) -> &SlotTable {
+        &self.copies[self.active]
+    }
+
+    /// The generation, for readers.
+    pub fn generation(&self) -> &SlotGeneration {
+        &self.generation
+    }
+
+    /// A change starts: what is cached from now on would not survive it.
+    pub fn begin(&mut self) {
+        self.generation.begin();
+    }
+
+    /// The change did not happen.
+    pub fn abandon(&mut self) {
+        self.generation.abandon();
+    }
+
+    /// The change is done.
+    pub fn finish(&mut self) -> Bumped {
+        self.generation.finish()
+    }
+
+    /// Publishes the table with `id` replaced by `new`, or without it. The old copy is free for the next change once
+    /// its readers are gone, which the borrow of `self` proves.
+    // REQ: MEM-1, MEM-4
+    pub fn publish(&mut self, id: SlotId, new: Option<Slot>) {
+        let [a, b] = &mut self.copies;
+        let (from, to) = if self.active == 0 { (&*a, b) } else { (&*b, a) };
+        to.sorted.clear();
+        to.sorted.extend(from.sorted.iter().filter(|slot| slot.id != id));
+        if let Some(new) = new {
+            let at = to.sorted.partition_point(|slot| slot.base < new.base);
+            to.sorted.insert(at, new);
+        }
+        self.active ^= 1;
+    }
+}
