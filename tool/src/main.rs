@@ -7,6 +7,7 @@ mod doctor;
 mod guests;
 mod paths;
 mod process;
+mod requirements;
 mod run;
 mod sim;
 mod step;
@@ -29,6 +30,7 @@ struct Args {
 #[derive(Debug, Subcommand)]
 enum Command {
     Run(run::guest::RunArgs),
+    Test(test::TestArgs),
     /// Show what this machine needs, what is missing, and how to get it
     Doctor,
     /// Build a kernel
@@ -63,6 +65,10 @@ fn run_command(args: Args) -> Result<i32> {
         Command::Run(args) => {
             doctor::ensure(&builder.steps)?;
             run::guest::run(&builder, &args)
+        }
+        Command::Test(args) => {
+            doctor::ensure(&builder.steps)?;
+            test::test(&builder, &args)
         }
         Command::Kernel { presets } => {
             doctor::ensure(&builder.steps)?;

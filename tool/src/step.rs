@@ -7,7 +7,7 @@ use anyhow::{Context, Result, bail};
 use indicatif::{ProgressBar, ProgressStyle};
 use std::io::{BufRead, BufReader, IsTerminal, Write};
 use std::path::PathBuf;
-use std::process::Command;
+use std::process::{Command, ExitStatus, Stdio};
 use std::time::{Duration, Instant};
 
 /// Where steps are shown: a spinner with the step's last line of output on a terminal, plain lines elsewhere.
@@ -33,17 +33,28 @@ impl Steps {
 
     /// Like `run`, and returns the output (both streams, in order).
     pub fn capture(&self, what: &str, command: &mut Command) -> Result<String> {
+        let (status, output) = self.attempt(what, command)?;
+        if status.success() {
+            return Ok(output);
+        }
+        show_output(&output);
+        bail!(
+            "{what} failed ({status}): {}\nits output is in {}",
+            describe(command),
+            self.log(what).display()
+        )
+    }
+
+    /// Runs `command` and returns how it ended and its output, which is also kept in a log file.
+    pub fn attempt(&self, what: &str, command: &mut Command) -> Result<(ExitStatus, String)> {
         let shown = self.begin(what);
         let (reader, writer) = std::io::pipe().context("a pipe for the output")?;
         command
             .stdout(writer.try_clone().context("a pipe for the output")?)
             .stderr(writer);
-        let line = describe(command);
         let started = Group::start(command);
         // The command holds our copies of the pipe's write end: give them up, or reading would never end.
-        command
-            .stdout(std::process::Stdio::null())
-            .stderr(std::process::Stdio::null());
+        command.stdout(Stdio::null()).stderr(Stdio::null());
         let mut group = started?;
 
         let mut output = String::new();
@@ -56,14 +67,28 @@ impl Steps {
             bytes.clear();
         }
         let status = group.wait()?;
-        let log = self.keep(what, &line, &output);
+        let written = std::fs::create_dir_all(&self.logs)
+            .and_then(|()| std::fs::write(self.log(what), format!("$ {}\n{output}", describe(command))));
+        written.with_context(|| format!("writing {}", self.log(what).display()))?;
         if status.success() {
             shown.done();
-            return Ok(output);
+        } else {
+            shown.failed();
         }
-        shown.failed();
-        show_output(&output);
-        bail!("{what} failed ({status}): {line}{log}")
+        Ok((status, output))
+    }
+
+    /// Where the output of the step `what` is kept.
+    pub fn log(&self, what: &str) -> PathBuf {
+        let plain = |c: char| {
+            if c.is_ascii_alphanumeric() {
+                c.to_ascii_lowercase()
+            } else {
+                '-'
+            }
+        };
+        self.logs
+            .join(format!("{}.log", what.chars().map(plain).collect::<String>()))
     }
 
     /// Runs `work`, showing `what` meanwhile; `work` may report lines.
@@ -90,28 +115,6 @@ impl Steps {
             what: what.to_owned(),
             bar,
             started: Instant::now(),
-        }
-    }
-
-    fn keep(&self, what: &str, line: &str, output: &str) -> String {
-        let name: String = what
-            .chars()
-            .map(|c| {
-                if c.is_ascii_alphanumeric() {
-                    c.to_ascii_lowercase()
-                } else {
-                    '-'
-                }
-            })
-            .collect();
-        let file = self.logs.join(format!("{name}.log"));
-        let written =
-            std::fs::create_dir_all(&self.logs).and_then(|()| std::fs::write(&file, format!("$ {line}\n{output}")));
-        // A log that cannot be written must not fail the step.
-        if written.is_ok() {
-            format!("\nits output is in {}", file.display())
-        } else {
-            String::new()
         }
     }
 }

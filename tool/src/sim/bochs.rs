@@ -66,7 +66,7 @@ fn configuration(
     console: u16,
     log: u16,
 ) -> Result<String> {
-    if disk_length == 0 || disk_length % CYLINDER != 0 {
+    if disk_length == 0 || !disk_length.is_multiple_of(CYLINDER) {
         bail!("the disk image has {disk_length} bytes, not a whole number of cylinders ({CYLINDER} bytes)");
     }
     for path in [&disk.image, folder].into_iter().chain(disk.option_rom.as_deref()) {

@@ -1,6 +1,209 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
 //! `umbra test`: what is checked, in which order, and what is the verdict?
 
+pub mod booted;
 pub mod case;
+pub mod host;
 pub mod suite;
 pub mod verdict;
+
+use crate::build::description::Description;
+use crate::build::program::Programs;
+use crate::build::{Builder, Kernel, image, kernel};
+use crate::sim::Sim;
+use anyhow::{Context, Result};
+use booted::Bench;
+use case::Case;
+use regex::Regex;
+use std::collections::VecDeque;
+use std::sync::{Mutex, PoisonError};
+use std::time::{Duration, Instant};
+use suite::Suite;
+use verdict::{Board, Verdict};
+
+/// Runs the project's tests
+#[derive(Debug, clap::Args)]
+pub struct TestArgs {
+    /// Only what needs no simulator
+    #[arg(long)]
+    fast: bool,
+    /// Only booted suites and cases whose NAME/SIMULATOR matches (no host checks)
+    #[arg(long, value_name = "REGEX", conflicts_with = "fast")]
+    filter: Option<String>,
+    /// Simulators at the same time
+    #[arg(long, default_value_t = 2, value_parser = clap::value_parser!(u8).range(1..=64))]
+    jobs: u8,
+    /// List suites and cases instead of running them
+    #[arg(long)]
+    list: bool,
+}
+
+/// One thing to boot.
+enum Job<'a> {
+    Suite(&'a Suite, Sim),
+    Case(&'a Case, Sim),
+}
+
+impl Job<'_> {
+    fn name(&self) -> String {
+        match self {
+            Job::Suite(suite, sim) => format!("{}/{}", suite.name, sim.name()),
+            Job::Case(case, sim) => format!("{}/{}", case.name, sim.name()),
+        }
+    }
+
+    fn timeout(&self) -> u64 {
+        match self {
+            Job::Suite(suite, _) => suite.timeout,
+            Job::Case(case, _) => case.timeout,
+        }
+    }
+}
+
+/// The command. Returns the exit status.
+pub fn test(builder: &Builder, args: &TestArgs) -> Result<i32> {
+    let suites = Suite::read_all(builder)?;
+    let cases = Case::read_all(&builder.paths.root().join("tests/system/cases"))?;
+    let filter = args.filter.as_deref().map(Regex::new).transpose().context("--filter")?;
+    let jobs = jobs(&suites, &cases, filter.as_ref());
+    if args.list {
+        for suite in &suites {
+            let sims: Vec<&str> = suite.sims.iter().map(|sim| sim.name()).collect();
+            println!("{:28} {:14} suite {}", suite.name, sims.join(","), suite.package);
+        }
+        for case in &cases {
+            let sims: Vec<&str> = case.sims.iter().map(|sim| sim.name()).collect();
+            println!("{:28} {:14} {}", case.name, sims.join(","), case.about);
+        }
+        return Ok(0);
+    }
+    let board = Board::with_progress();
+    let vtx = kernel_check(builder, "vtx", &board);
+    if filter.is_none() {
+        host::checks(builder, vtx.as_ref(), &board);
+    }
+    if !args.fast {
+        let needs_tcg = jobs.iter().any(|job| matches!(job, Job::Suite(_, Sim::Qemu)));
+        let tcg = if needs_tcg {
+            kernel_check(builder, "tcg", &board)
+        } else {
+            None
+        };
+        let programs = vtx
+            .as_ref()
+            .and_then(|kernel| programs_check(builder, kernel, &suites, &board));
+        run_jobs(
+            builder,
+            jobs,
+            (vtx.as_ref(), tcg.as_ref()),
+            programs.as_ref(),
+            &board,
+            args.jobs,
+        );
+    }
+    Ok(if board.close() { 0 } else { 20 })
+}
+
+/// Suites and cases that are wanted; those that may run longest come first, so that the end is not one long one.
+fn jobs<'a>(suites: &'a [Suite], cases: &'a [Case], filter: Option<&Regex>) -> VecDeque<Job<'a>> {
+    let suites = suites
+        .iter()
+        .flat_map(|suite| suite.sims.iter().map(move |sim| Job::Suite(suite, *sim)));
+    let cases = cases.iter().filter(|case| !case.only_bench);
+    let cases = cases.flat_map(|case| case.sims.iter().map(move |sim| Job::Case(case, *sim)));
+    let mut jobs: Vec<Job> = suites.chain(cases).collect();
+    jobs.retain(|job| filter.is_none_or(|filter| filter.is_match(&job.name())));
+    jobs.sort_by_key(|job| std::cmp::Reverse(job.timeout()));
+    jobs.into()
+}
+
+fn kernel_check(builder: &Builder, preset: &str, board: &Board) -> Option<Kernel> {
+    let mut built = None;
+    board.check(&format!("build of the {preset} kernel"), || {
+        match kernel::build(builder, preset) {
+            Ok(kernel) => {
+                built = Some(kernel);
+                Verdict::Passed
+            }
+            Err(error) => Verdict::failed(format!("{error:#}"), ""),
+        }
+    });
+    built
+}
+
+/// Everything that is booted, built once: root task, components, suites.
+fn programs_check(builder: &Builder, kernel: &Kernel, suites: &[Suite], board: &Board) -> Option<Programs> {
+    let mut built = None;
+    board.check("build of the seL4 programs", || {
+        match build_programs(builder, kernel, suites) {
+            Ok(programs) => {
+                built = Some(programs);
+                Verdict::Passed
+            }
+            Err(error) => Verdict::failed(format!("{error:#}"), ""),
+        }
+    });
+    built
+}
+
+/// Builds root task and components of the default system, and the suites.
+pub fn build_programs(builder: &Builder, kernel: &Kernel, suites: &[Suite]) -> Result<Programs> {
+    let system = Description::read(&builder.paths.root().join("root-task/system.toml"))?.compile()?;
+    let mut packages = image::packages(&system);
+    for suite in suites {
+        if !packages.contains(&suite.package.as_str()) {
+            packages.push(&suite.package);
+        }
+    }
+    Programs::build(builder, kernel, &packages)
+}
+
+fn run_jobs(
+    builder: &Builder,
+    jobs: VecDeque<Job>,
+    (vtx, tcg): (Option<&Kernel>, Option<&Kernel>),
+    programs: Option<&Programs>,
+    board: &Board,
+    at_once: u8,
+) {
+    let queue = Mutex::new(jobs);
+    let next = || queue.lock().unwrap_or_else(PoisonError::into_inner).pop_front();
+    let work = || {
+        while let Some(job) = next() {
+            let (name, begun) = (job.name(), Instant::now());
+            let sim = match job {
+                Job::Suite(_, sim) | Job::Case(_, sim) => sim,
+            };
+            let kernel = match (&job, sim) {
+                (Job::Suite(..), Sim::Qemu) => tcg,
+                (Job::Suite(..) | Job::Case(..), Sim::Bochs | Sim::Qemu | Sim::QemuKvm) => vtx,
+            };
+            let (Some(kernel), Some(programs)) = (kernel, programs) else {
+                board.add(
+                    &name,
+                    Verdict::NotRun("something that it needs was not built".into()),
+                    Duration::ZERO,
+                );
+                continue;
+            };
+            match job {
+                Job::Suite(suite, sim) => suite.judge(builder, kernel, programs, sim, board),
+                Job::Case(case, sim) => {
+                    board.begin(&name);
+                    let verdict = Bench {
+                        builder,
+                        kernel,
+                        programs,
+                    }
+                    .judge(case, sim);
+                    board.add(&name, verdict, begun.elapsed());
+                }
+            }
+        }
+    };
+    std::thread::scope(|scope| {
+        for _ in 0..at_once {
+            scope.spawn(work);
+        }
+    });
+}

@@ -1,6 +1,8 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
 //! How are verdicts shown and counted?
 
+use indicatif::{ProgressBar, ProgressStyle};
+use std::io::IsTerminal;
 use std::sync::{Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
@@ -52,6 +54,7 @@ pub struct Count {
 #[derive(Debug, Default)]
 struct State {
     count: Count,
+    running: Vec<String>,
     failures: Vec<(String, Verdict)>,
 }
 
@@ -60,6 +63,8 @@ struct State {
 pub struct Board {
     started: Instant,
     state: Mutex<State>,
+    /// On a terminal: what runs now.
+    bar: Option<ProgressBar>,
 }
 
 impl Default for Board {
@@ -67,23 +72,51 @@ impl Default for Board {
         Self {
             started: Instant::now(),
             state: Mutex::default(),
+            bar: None,
         }
     }
 }
 
 impl Board {
+    /// Shows what runs, if standard error is a terminal.
+    pub fn with_progress() -> Self {
+        let bar = std::io::stderr().is_terminal().then(|| {
+            let bar = ProgressBar::new_spinner();
+            let style = ProgressStyle::with_template("{spinner} [{elapsed}] {wide_msg}");
+            bar.set_style(style.unwrap_or_else(|_| ProgressStyle::default_spinner()));
+            bar
+        });
+        Self { bar, ..Self::default() }
+    }
+
+    /// `name` begins to run (possibly beside others).
+    pub fn begin(&self, name: &str) {
+        let mut state = self.state.lock().unwrap_or_else(PoisonError::into_inner);
+        state.running.push(name.to_owned());
+        self.show_running(&state);
+    }
+
+    fn show_running(&self, state: &State) {
+        if let Some(bar) = &self.bar {
+            if state.running.is_empty() {
+                bar.finish_and_clear();
+            } else {
+                bar.enable_steady_tick(Duration::from_millis(120));
+                bar.set_message(state.running.join(", "));
+            }
+        }
+    }
+
     /// One verdict, with the time that it took.
     pub fn add(&self, name: &str, verdict: Verdict, took: Duration) {
         let mut state = self.state.lock().unwrap_or_else(PoisonError::into_inner);
-        let seconds = took.as_secs_f64();
-        match &verdict {
-            Verdict::Passed => println!("test {name} ... ok ({seconds:.1} s)"),
-            Verdict::Failed { why, more } => {
-                let more: String = more.lines().map(|line| format!("    | {line}\n")).collect();
-                print!("test {name} ... FAILED ({seconds:.1} s): {why}\n{more}");
-            }
-            Verdict::NotRun(why) => println!("test {name} ... not run: {why}"),
+        let print = || println!("{}", words(name, &verdict, took));
+        match &self.bar {
+            Some(bar) => bar.suspend(print),
+            None => print(),
         }
+        state.running.retain(|other| other != name);
+        self.show_running(&state);
         match &verdict {
             Verdict::Passed => state.count.passed += 1,
             Verdict::Failed { .. } => state.count.failed += 1,
@@ -139,6 +172,19 @@ impl Board {
     #[cfg(test)]
     pub fn count(&self) -> Count {
         self.state.lock().unwrap().count
+    }
+}
+
+/// The lines that show one verdict.
+fn words(name: &str, verdict: &Verdict, took: Duration) -> String {
+    let seconds = took.as_secs_f64();
+    match verdict {
+        Verdict::Passed => format!("test {name} ... ok ({seconds:.1} s)"),
+        Verdict::Failed { why, more } => {
+            let more: String = more.lines().map(|line| format!("\n    | {line}")).collect();
+            format!("test {name} ... FAILED ({seconds:.1} s): {why}{more}")
+        }
+        Verdict::NotRun(why) => format!("test {name} ... not run: {why}"),
     }
 }
 

@@ -1,0 +1,180 @@
+// SPDX-License-Identifier: MIT OR Apache-2.0
+//! What is checked without booting anything?
+
+use super::verdict::{Board, Verdict};
+use crate::build::program::{cargo, host_cargo};
+use crate::build::{Builder, Kernel};
+use anyhow::{Context, Result};
+use regex::Regex;
+use std::process::Command;
+
+/// Runs all host checks.
+pub fn checks(builder: &Builder, kernel: Option<&Kernel>, board: &Board) {
+    let root = builder.paths.root();
+    let run = |name: &str, command: &mut Command| {
+        board.check(name, || verdict(builder, name, command));
+    };
+    run("format", host_cargo(root).args(["fmt", "--all", "--check"]));
+    run(
+        "lints",
+        host_cargo(root).args(["clippy", "--locked", "--quiet", "--all-targets", "--", "-D", "warnings"]),
+    );
+    board.check("lints of seL4 programs", || match (kernel, seL4_packages(builder)) {
+        (None, _) => Verdict::NotRun("there is no kernel build to take the bindings from".to_owned()),
+        (_, Err(error)) => Verdict::from_result(Err(error)),
+        (Some(_), Ok(packages)) if packages.is_empty() => Verdict::failed("the workspace has no seL4 programs", ""),
+        (Some(kernel), Ok(packages)) => {
+            let mut command = cargo(builder, kernel, "clippy");
+            command.args(["--release", "--locked", "--quiet"]);
+            for package in &packages {
+                command.args(["-p", package]);
+            }
+            verdict(
+                builder,
+                "lints of seL4 programs",
+                command.args(["--", "-D", "warnings"]),
+            )
+        }
+    });
+    board.check("requirements table", || {
+        Verdict::from_result(crate::requirements::check(&builder.paths))
+    });
+    host_tests(builder, board);
+}
+
+/// Packages of the workspace that run on seL4 only: members that are no default members.
+#[allow(non_snake_case, reason = "seL4 is written so")]
+fn seL4_packages(builder: &Builder) -> Result<Vec<String>> {
+    let mut command = host_cargo(builder.paths.root());
+    command.args(["metadata", "--no-deps", "--locked", "--format-version", "1"]);
+    let output = command.output().context("cargo metadata")?;
+    anyhow::ensure!(
+        output.status.success(),
+        "cargo metadata: {}",
+        String::from_utf8_lossy(&output.stderr)
+    );
+    target_only(&serde_json::from_slice(&output.stdout).context("cargo metadata")?)
+}
+
+fn target_only(metadata: &serde_json::Value) -> Result<Vec<String>> {
+    let ids = |key: &str| -> Result<Vec<&str>> {
+        let list = metadata[key]
+            .as_array()
+            .with_context(|| format!("cargo metadata has no {key}"))?;
+        Ok(list.iter().filter_map(|id| id.as_str()).collect())
+    };
+    let (members, defaults) = (ids("workspace_members")?, ids("workspace_default_members")?);
+    let packages = metadata["packages"]
+        .as_array()
+        .context("cargo metadata has no packages")?;
+    let named = packages.iter().filter(|package| {
+        let id = package["id"].as_str().unwrap_or_default();
+        members.contains(&id) && !defaults.contains(&id)
+    });
+    Ok(named
+        .filter_map(|package| package["name"].as_str())
+        .map(str::to_owned)
+        .collect())
+}
+
+fn verdict(builder: &Builder, name: &str, command: &mut Command) -> Verdict {
+    match builder.steps.attempt(name, command) {
+        Ok((status, _)) if status.success() => Verdict::Passed,
+        Ok((status, output)) => Verdict::failed(
+            format!("{status} of {}", crate::step::describe(command)),
+            last_lines(&output, 60) + &format!("\nall of it: {}", builder.steps.log(name).display()),
+        ),
+        Err(error) => Verdict::from_result(Err(error)),
+    }
+}
+
+/// Unit, property and documentation tests of the default members, each counted.
+fn host_tests(builder: &Builder, board: &Board) {
+    const NAME: &str = "host tests";
+    board.check(NAME, || {
+        let mut command = host_cargo(builder.paths.root());
+        command.args(["test", "--locked", "--no-fail-fast"]);
+        let (status, output) = match builder.steps.attempt(NAME, &mut command) {
+            Ok(ended) => ended,
+            Err(error) => return Verdict::from_result(Err(error)),
+        };
+        let (passed, failed) = count_tests(&output);
+        board.add_count(passed, failed);
+        println!("    {passed} host tests passed, {failed} failed");
+        if status.success() && passed > 0 {
+            Verdict::Passed
+        } else {
+            let log = builder.steps.log(NAME);
+            let more = failures(&output) + &format!("\nall of it: {}", log.display());
+            Verdict::failed(format!("{failed} host tests failed ({status})"), more)
+        }
+    });
+}
+
+/// Sums of the closing lines of all test programs.
+fn count_tests(output: &str) -> (usize, usize) {
+    let Ok(closing) = Regex::new(r"(?m)^test result: \w+\. (\d+) passed; (\d+) failed;") else {
+        return (0, 0);
+    };
+    closing.captures_iter(output).fold((0, 0), |(passed, failed), found| {
+        let number = |group: usize| found[group].parse::<usize>().unwrap_or(0);
+        (passed + number(1), failed + number(2))
+    })
+}
+
+/// The parts of `cargo test`'s output that tell what went wrong.
+fn failures(output: &str) -> String {
+    let mut kept = Vec::new();
+    let mut inside = false;
+    for line in output.lines() {
+        if line.starts_with("failures:") || line.starts_with("error") {
+            inside = true;
+        }
+        if inside {
+            kept.push(line);
+        }
+        if line.starts_with("test result:") {
+            inside = false;
+        }
+    }
+    last_lines(&kept.join("\n"), 120)
+}
+
+fn last_lines(text: &str, count: usize) -> String {
+    let lines: Vec<&str> = text.lines().collect();
+    lines[lines.len().saturating_sub(count)..].join("\n")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn closing_lines_are_summed() {
+        let output = "test a ... ok\ntest result: ok. 3 passed; 0 failed; 1 ignored; x\n\n\
+                      test result: FAILED. 2 passed; 1 failed; 0 ignored; x\n";
+        assert_eq!(count_tests(output), (5, 1));
+        assert_eq!(count_tests("error: could not compile"), (0, 0));
+    }
+
+    #[test]
+    fn failures_are_cut_out() {
+        let output = "test a ... ok\nfailures:\n\n---- b ----\nboom\ntest result: FAILED. 0 passed; 1 failed;\nafter\n";
+        let text = failures(output);
+        assert!(
+            text.contains("boom") && !text.contains("after") && !text.contains("test a"),
+            "{text}"
+        );
+    }
+
+    #[test]
+    fn members_that_are_no_default_members_run_on_the_target() {
+        let metadata = serde_json::json!({
+            "workspace_members": ["host#1", "target#1"],
+            "workspace_default_members": ["host#1"],
+            "packages": [{"id": "host#1", "name": "host"}, {"id": "target#1", "name": "target"}],
+        });
+        assert_eq!(target_only(&metadata).unwrap(), ["target"]);
+        assert!(target_only(&serde_json::json!({})).is_err());
+    }
+}
