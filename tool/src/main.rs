@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
 //! The `umbra` command: which subcommands are there?
 
+mod bench;
 mod build;
 mod cleanup;
 mod doctor;
@@ -39,6 +40,9 @@ enum Command {
         #[arg(default_value = "vtx")]
         presets: Vec<String>,
     },
+    Bench(bench::BenchArgs),
+    /// Write docs/requirements.md: which requirement is met where, and shown by which test
+    Requirements,
     /// Boot a root task or a disk image and print the system log (for developers)
     Boot(run::boot::BootArgs),
 }
@@ -69,6 +73,18 @@ fn run_command(args: Args) -> Result<i32> {
         Command::Test(args) => {
             doctor::ensure(&builder.steps)?;
             test::test(&builder, &args)
+        }
+        Command::Requirements => {
+            let changed = requirements::write(&builder.paths)?;
+            println!(
+                "docs/requirements.md {}",
+                if changed { "was written" } else { "was up to date" }
+            );
+            Ok(0)
+        }
+        Command::Bench(args) => {
+            doctor::ensure(&builder.steps)?;
+            bench::bench(&builder, &args)
         }
         Command::Kernel { presets } => {
             doctor::ensure(&builder.steps)?;
