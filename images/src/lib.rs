@@ -2,6 +2,17 @@
 //! What does the system boot, and from what? Guests from Debian packages, own test guests, the disk image with its loader.
 #![forbid(unsafe_code)]
 
+mod apt;
+mod compact;
+mod cpio;
+mod deb;
 pub mod disk;
+pub mod guests;
 pub mod loader;
+pub mod manifest;
 mod nasm;
+mod vmlinux;
+
+pub use compact::{CompactError, compact};
+pub use cpio::{Archive, CpioError};
+pub use vmlinux::{VmlinuxError, extract};
