@@ -5,6 +5,7 @@ mod bench;
 mod build;
 mod cleanup;
 mod doctor;
+mod disk_image;
 mod guests;
 mod paths;
 mod process;
@@ -41,6 +42,9 @@ enum Command {
         presets: Vec<String>,
     },
     Bench(bench::BenchArgs),
+    Image(disk_image::ImageArgs),
+    /// List the guests that --guest takes
+    Guests,
     /// Write docs/requirements.md: which requirement is met where, and shown by which test
     Requirements,
     /// Boot a root task or a disk image and print the system log (for developers)
@@ -85,6 +89,11 @@ fn run_command(args: Args) -> Result<i32> {
         Command::Bench(args) => {
             doctor::ensure(&builder.steps)?;
             bench::bench(&builder, &args)
+        }
+        Command::Guests => guests::list(&builder).map(|()| 0),
+        Command::Image(args) => {
+            doctor::ensure(&builder.steps)?;
+            disk_image::image(&builder, &args)
         }
         Command::Kernel { presets } => {
             doctor::ensure(&builder.steps)?;

@@ -70,12 +70,31 @@ impl Paths {
             std::process::id(),
             NEXT.fetch_add(1, Ordering::Relaxed)
         );
-        let folder = self.target().join("run").join(id);
+        let runs = self.target().join("run");
+        forget_old_runs(&runs);
+        let folder = runs.join(id);
         if folder.exists() {
             std::fs::remove_dir_all(&folder).with_context(|| format!("removing {}", folder.display()))?;
         }
         std::fs::create_dir_all(&folder).with_context(|| format!("creating {}", folder.display()))?;
         Ok(folder)
+    }
+}
+
+/// Run folders that are kept, the newest.
+const KEPT_RUNS: usize = 60;
+
+/// Removes the oldest folders. A simulator that still runs there keeps its open files; one that is this old is long over.
+fn forget_old_runs(runs: &Path) {
+    let Ok(entries) = std::fs::read_dir(runs) else { return };
+    let mut folders: Vec<_> = entries
+        .flatten()
+        .filter_map(|entry| Some((entry.metadata().ok()?.modified().ok()?, entry.path())))
+        .collect();
+    folders.sort();
+    let surplus = folders.len().saturating_sub(KEPT_RUNS);
+    for (_, folder) in &folders[..surplus] {
+        let _ = std::fs::remove_dir_all(folder);
     }
 }
 

@@ -11,8 +11,25 @@ use umbra_description::{System, attach::attach_bundle, bundle_write, layout};
 use umbra_images::disk::BootImage;
 use umbra_images::loader::Loader;
 
-/// The kernel's command line: its own messages go to COM2, beside the system log.
-pub const KERNEL_CMDLINE: &str = "console_port=0x2f8 debug_port=0x2f8";
+/// Which serial ports the machine has.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Ports {
+    /// COM1 for the guest's console, COM2 for the system log.
+    Two,
+    /// COM1 for both.
+    One,
+}
+
+impl Ports {
+    /// The kernel's command line: its own messages go where the system log goes.
+    pub fn kernel_cmdline(self) -> &'static str {
+        match self {
+            Ports::Two => "console_port=0x2f8 debug_port=0x2f8",
+            Ports::One => "console_port=0x3f8 debug_port=0x3f8",
+        }
+    }
+}
+
 /// The package of the root task.
 const ROOT_TASK: &str = "umbra-root-task";
 /// RAM beside VMs and payload, in bytes: kernel, root task, components, and the hole in the memory map.
@@ -94,6 +111,7 @@ pub fn system(
     programs: &Programs,
     mut description: Description,
     payload: &[u8],
+    ports: Ports,
     label: &str,
 ) -> Result<SystemImage> {
     if !payload.is_empty() {
@@ -117,7 +135,7 @@ pub fn system(
     let folder = builder.paths.images().join(label);
     write_if_changed(&folder.join("system.toml"), description.text()?.as_bytes())?;
     let memory_mib = machine_memory_mib(&system, payload.len() as u64)?;
-    assemble(kernel, &folder, &root_task, payload)?;
+    assemble(kernel, &folder, &root_task, payload, ports)?;
     Ok(SystemImage {
         folder,
         kernel32: kernel.elf32(),
@@ -142,7 +160,7 @@ pub fn payload(files: &[PayloadFile]) -> Result<Vec<u8>> {
 /// Something that boots one root task which needs no bundle (test suites).
 pub fn root_task(builder: &Builder, kernel: &Kernel, program: &[u8], label: &str) -> Result<SystemImage> {
     let folder = builder.paths.images().join(label);
-    assemble(kernel, &folder, program, &[])?;
+    assemble(kernel, &folder, program, &[], Ports::Two)?;
     Ok(SystemImage {
         folder,
         kernel32: kernel.elf32(),
@@ -151,7 +169,7 @@ pub fn root_task(builder: &Builder, kernel: &Kernel, program: &[u8], label: &str
     })
 }
 
-fn assemble(kernel: &Kernel, folder: &Path, root_task: &[u8], payload: &[u8]) -> Result<()> {
+fn assemble(kernel: &Kernel, folder: &Path, root_task: &[u8], payload: &[u8], ports: Ports) -> Result<()> {
     let loader = Loader::assemble(&folder.join("loader"))?;
     let kernel_elf = read(&kernel.elf())?;
     let image = BootImage {
@@ -159,7 +177,7 @@ fn assemble(kernel: &Kernel, folder: &Path, root_task: &[u8], payload: &[u8]) ->
         root_task,
         payload,
         payload_paddr: layout::PAYLOAD_PADDR,
-        cmdline: KERNEL_CMDLINE,
+        cmdline: ports.kernel_cmdline(),
     };
     let disk = image.build(&loader).context("laying out the disk image")?;
     write_if_changed(&folder.join("root-task"), root_task)?;

@@ -118,6 +118,7 @@ pub fn run(builder: &Builder, args: &RunArgs) -> Result<i32> {
             &programs,
             description,
             &image::payload(&files)?,
+            image::Ports::Two,
             &label,
         )
     })?;

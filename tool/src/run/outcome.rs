@@ -129,16 +129,12 @@ pub struct Story {
     stops: Vec<(String, StopReason)>,
     failed: Vec<String>,
     passed: usize,
-    ready: Option<u64>,
-    entered: Vec<(String, u64)>,
 }
 
 impl Story {
     /// Takes in one line of the system log.
     pub fn line(&mut self, text: &str) {
         match Line::parse(text) {
-            Line::Ready { ticks, .. } => self.ready = Some(ticks),
-            Line::Entered { vm, ticks } => self.entered.push((vm, ticks)),
             Line::Stopped { vm, reason, detail } => {
                 self.stops.push((vm.clone(), reason));
                 if !reason.is_clean() && self.bad_stop.is_none() {
@@ -150,23 +146,13 @@ impl Story {
             Line::Done { status } => self.verdict = Some(status),
             Line::Test { name, failure: Some(_) } => self.failed.push(name),
             Line::Test { failure: None, .. } => self.passed += 1,
-            Line::AuditOk | Line::Text => {}
+            Line::Ready { .. } | Line::Entered { .. } | Line::AuditOk | Line::Text => {}
         }
     }
 
     /// Nothing more is to come: the verdict was given, or the root task gave up.
     pub fn is_over(&self) -> bool {
         self.verdict.is_some() || self.panic.is_some()
-    }
-
-    /// Ticks at which the root task was done.
-    pub fn ready_ticks(&self) -> Option<u64> {
-        self.ready
-    }
-
-    /// VMs in the order of their first entry, with its ticks.
-    pub fn entered(&self) -> &[(String, u64)] {
-        &self.entered
     }
 
     /// VMs in the order in which they stopped.
