@@ -5,7 +5,7 @@ use crate::build::{Builder, kernel};
 use crate::sim::Sim;
 use crate::test::booted::{Bench, Ended};
 use crate::test::case::Case;
-use crate::test::{build_programs, verdict::Verdict};
+use crate::test::{system_programs, verdict::Verdict};
 use anyhow::{Context, Result, ensure};
 use regex::Regex;
 
@@ -29,7 +29,7 @@ pub fn bench(builder: &Builder, args: &BenchArgs) -> Result<i32> {
     cases.retain(|case| !case.bench.is_empty() && filter.as_ref().is_none_or(|filter| filter.is_match(&case.name)));
     ensure!(!cases.is_empty(), "no case with a [[bench]] entry matches");
     let vtx = kernel::build(builder, Sim::Bochs.kernel_preset())?;
-    let programs = build_programs(builder, &vtx, &[])?;
+    let programs = system_programs(builder, &vtx)?;
     let bench = Bench {
         builder,
         kernel: &vtx,

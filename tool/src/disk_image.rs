@@ -39,7 +39,10 @@ pub fn image(builder: &Builder, args: &ImageArgs) -> Result<i32> {
         wishes.insert("shares-log".into(), true.into());
     }
     // The plain command line: the tuned one leaves out what only a simulator can do without.
-    let spec = VmSpec { guest: guests::load(builder, &args.guest, true)?, wishes };
+    let spec = VmSpec {
+        guest: guests::load(builder, &args.guest, true)?,
+        wishes,
+    };
     let base = Description::read(&builder.paths.root().join("root-task/system.toml"))?;
     let (mut description, files) = describe(base, &[spec], &Table::new())?;
     description.set("power-off", "halt");
@@ -48,11 +51,27 @@ pub fn image(builder: &Builder, args: &ImageArgs) -> Result<i32> {
     let programs = Programs::build(builder, &kernel, &image::packages(&description.compile()?))?;
     let label = format!("image-{}", std::process::id());
     let made = builder.steps.work("putting the image together", |_| {
-        image::system(builder, &kernel, &programs, description, &image::payload(&files)?, ports, &label)
+        image::system(
+            builder,
+            &kernel,
+            &programs,
+            description,
+            &image::payload(&files)?,
+            ports,
+            &label,
+        )
     })?;
     let length = std::fs::copy(made.disk(), &args.out).with_context(|| format!("writing {}", args.out.display()))?;
     made.remove();
-    println!("{}: {} MiB; the machine needs VT-x with EPT and {} MiB of RAM", args.out.display(), length >> 20, made.memory_mib);
-    println!("write it to a stick with: dd if={} of=/dev/DISK bs=1M conv=fsync (DISK is lost)", args.out.display());
+    println!(
+        "{}: {} MiB; the machine needs VT-x with EPT and {} MiB of RAM",
+        args.out.display(),
+        length >> 20,
+        made.memory_mib
+    );
+    println!(
+        "write it to a stick with: dd if={} of=/dev/DISK bs=1M conv=fsync (DISK is lost)",
+        args.out.display()
+    );
     Ok(0)
 }

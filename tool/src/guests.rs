@@ -5,13 +5,16 @@ use crate::build::Builder;
 use crate::build::program::read;
 use crate::build::spec::Guest;
 use anyhow::{Context, Result};
-use umbra_images::Images;
+use umbra_images::guests::Images;
 
 /// The guest of `umbra run`.
 pub const DEFAULT: &str = "debian-amd64";
 
 fn images(builder: &Builder) -> Result<Images> {
-    Images::open(&builder.paths.root().join("images"), &builder.paths.target().join("umbra/cache"))
+    Images::open(
+        &builder.paths.root().join("images"),
+        &builder.paths.target().join("umbra/cache"),
+    )
 }
 
 /// Gets the files of the guest `name`: from the cache, from its packages, or by building them.
@@ -24,7 +27,10 @@ pub fn load(builder: &Builder, name: &str, plain: bool) -> Result<Guest> {
     for notice in &prepared.notices {
         eprintln!("umbra: NOTICE: {notice}");
     }
-    let modules = prepared.modules.iter().map(|(path, cmdline)| Ok((read(path)?, cmdline.clone())));
+    let modules = prepared
+        .modules
+        .iter()
+        .map(|(path, cmdline)| Ok((read(path)?, cmdline.clone())));
     Ok(Guest {
         name: prepared.name,
         kernel: read(&prepared.kernel)?,
@@ -46,5 +52,9 @@ pub fn list(builder: &Builder) -> Result<()> {
         let mark = if *name == manifest.default { " (default)" } else { "" };
         println!("{name:width$}  {}{mark}", guest.about);
     }
-    manifest.guests.get(DEFAULT).context("the default guest is not in the manifest").map(drop)
+    manifest
+        .guests
+        .get(DEFAULT)
+        .context("the default guest is not in the manifest")
+        .map(drop)
 }

@@ -4,8 +4,8 @@
 mod bench;
 mod build;
 mod cleanup;
-mod doctor;
 mod disk_image;
+mod doctor;
 mod guests;
 mod paths;
 mod process;

@@ -31,7 +31,7 @@ impl Ports {
 }
 
 /// The package of the root task.
-const ROOT_TASK: &str = "umbra-root-task";
+pub const ROOT_TASK: &str = "umbra-root-task";
 /// RAM beside VMs and payload, in bytes: kernel, root task, components, and the hole in the memory map.
 const OWN_MEMORY: u64 = 96 << 20;
 

@@ -28,6 +28,16 @@ impl Programs {
         stripped.collect::<Result<_>>().map(Self)
     }
 
+    /// Adds other programs.
+    pub fn join(&mut self, others: Programs) {
+        self.0.extend(others.0);
+    }
+
+    /// Whether `package` was built.
+    pub fn has(&self, package: &str) -> bool {
+        self.0.contains_key(package)
+    }
+
     /// The program of `package`.
     pub fn get(&self, package: &str) -> Result<&[u8]> {
         let program = self.0.get(package).map(Vec::as_slice);

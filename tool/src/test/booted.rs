@@ -76,7 +76,15 @@ impl Bench<'_> {
             apply(damage, &mut payload)?;
         }
         let label = format!("case-{}-{}", case.name, sim.name());
-        let image = image::system(self.builder, self.kernel, self.programs, description, &payload, image::Ports::Two, &label)?;
+        let image = image::system(
+            self.builder,
+            self.kernel,
+            self.programs,
+            description,
+            &payload,
+            image::Ports::Two,
+            &label,
+        )?;
         let boot = if case.plain_disk {
             Boot::Disk(image.plain_disk())
         } else {

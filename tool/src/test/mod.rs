@@ -15,7 +15,7 @@ use anyhow::{Context, Result};
 use booted::Bench;
 use case::Case;
 use regex::Regex;
-use std::collections::VecDeque;
+use std::collections::{BTreeSet, VecDeque};
 use std::sync::{Mutex, PoisonError};
 use std::time::{Duration, Instant};
 use suite::Suite;
@@ -49,6 +49,13 @@ impl Job<'_> {
         match self {
             Job::Suite(suite, sim) => format!("{}/{}", suite.name, sim.name()),
             Job::Case(case, sim) => format!("{}/{}", case.name, sim.name()),
+        }
+    }
+
+    fn suite_package(&self) -> Option<&str> {
+        match self {
+            Job::Suite(suite, _) => Some(&suite.package),
+            Job::Case(..) => None,
         }
     }
 
@@ -89,14 +96,15 @@ pub fn test(builder: &Builder, args: &TestArgs) -> Result<i32> {
         } else {
             None
         };
-        let programs = vtx
+        let built = vtx
             .as_ref()
-            .and_then(|kernel| programs_check(builder, kernel, &suites, &board));
+            .map(|kernel| programs_check(builder, kernel, &jobs, &board));
+        let programs = built.unwrap_or_default();
         run_jobs(
             builder,
             jobs,
             (vtx.as_ref(), tcg.as_ref()),
-            programs.as_ref(),
+            &programs,
             &board,
             args.jobs,
         );
@@ -131,38 +139,34 @@ fn kernel_check(builder: &Builder, preset: &str, board: &Board) -> Option<Kernel
     built
 }
 
-/// Everything that is booted, built once: root task, components, suites.
-fn programs_check(builder: &Builder, kernel: &Kernel, suites: &[Suite], board: &Board) -> Option<Programs> {
-    let mut built = None;
-    board.check("build of the seL4 programs", || {
-        match build_programs(builder, kernel, suites) {
-            Ok(programs) => {
-                built = Some(programs);
-                Verdict::Passed
-            }
-            Err(error) => Verdict::failed(format!("{error:#}"), ""),
-        }
-    });
-    built
+/// What the jobs boot, built once: root task and components, and suites. What cannot be built is left out.
+fn programs_check(builder: &Builder, kernel: &Kernel, jobs: &VecDeque<Job>, board: &Board) -> Programs {
+    let mut programs = Programs::default();
+    if jobs.iter().any(|job| matches!(job, Job::Case(..))) {
+        board.check("build of root task and components", || {
+            Verdict::from_result(system_programs(builder, kernel).map(|built| programs.join(built)))
+        });
+    }
+    let suites: BTreeSet<&str> = jobs.iter().filter_map(Job::suite_package).collect();
+    for package in suites {
+        board.check(&format!("build of {package}"), || {
+            Verdict::from_result(Programs::build(builder, kernel, &[package]).map(|built| programs.join(built)))
+        });
+    }
+    programs
 }
 
-/// Builds root task and components of the default system, and the suites.
-pub fn build_programs(builder: &Builder, kernel: &Kernel, suites: &[Suite]) -> Result<Programs> {
+/// Builds root task and components of the default system.
+pub fn system_programs(builder: &Builder, kernel: &Kernel) -> Result<Programs> {
     let system = Description::read(&builder.paths.root().join("root-task/system.toml"))?.compile()?;
-    let mut packages = image::packages(&system);
-    for suite in suites {
-        if !packages.contains(&suite.package.as_str()) {
-            packages.push(&suite.package);
-        }
-    }
-    Programs::build(builder, kernel, &packages)
+    Programs::build(builder, kernel, &image::packages(&system))
 }
 
 fn run_jobs(
     builder: &Builder,
     jobs: VecDeque<Job>,
     (vtx, tcg): (Option<&Kernel>, Option<&Kernel>),
-    programs: Option<&Programs>,
+    programs: &Programs,
     board: &Board,
     at_once: u8,
 ) {
@@ -178,10 +182,14 @@ fn run_jobs(
                 (Job::Suite(..), Sim::Qemu) => tcg,
                 (Job::Suite(..) | Job::Case(..), Sim::Bochs | Sim::Qemu | Sim::QemuKvm) => vtx,
             };
-            let (Some(kernel), Some(programs)) = (kernel, programs) else {
+            let built = match &job {
+                Job::Suite(suite, _) => programs.has(&suite.package),
+                Job::Case(..) => programs.has(image::ROOT_TASK),
+            };
+            let Some(kernel) = kernel.filter(|_| built) else {
                 board.add(
                     &name,
-                    Verdict::NotRun("something that it needs was not built".into()),
+                    Verdict::NotRun("what it boots was not built".into()),
                     Duration::ZERO,
                 );
                 continue;

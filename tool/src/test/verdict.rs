@@ -177,12 +177,17 @@ impl Board {
 
 /// The lines that show one verdict.
 fn words(name: &str, verdict: &Verdict, took: Duration) -> String {
-    let seconds = took.as_secs_f64();
+    // A test inside a suite has no time of its own.
+    let seconds = if took.is_zero() {
+        String::new()
+    } else {
+        format!(" ({:.1} s)", took.as_secs_f64())
+    };
     match verdict {
-        Verdict::Passed => format!("test {name} ... ok ({seconds:.1} s)"),
+        Verdict::Passed => format!("test {name} ... ok{seconds}"),
         Verdict::Failed { why, more } => {
             let more: String = more.lines().map(|line| format!("\n    | {line}")).collect();
-            format!("test {name} ... FAILED ({seconds:.1} s): {why}{more}")
+            format!("test {name} ... FAILED{seconds}: {why}{more}")
         }
         Verdict::NotRun(why) => format!("test {name} ... not run: {why}"),
     }
