@@ -1,0 +1,111 @@
+// SPDX-License-Identifier: MIT OR Apache-2.0
+//! The order of a boot, and nothing else.
+#![no_std]
+#![no_main]
+
+extern crate alloc;
+
+use alloc::vec::Vec;
+use sel4::{BootInfoPtr, cap, init_thread};
+use sel4_root_task::root_task;
+use umbra_description::{ComPort, System};
+use umbra_root_core::{
+    audit::{power_off_ports, uart_ports},
+    ledger::Port,
+};
+use umbra_root_task::{
+    Failure, Kernel, audit, bundle,
+    cspace::CSpace,
+    log,
+    machine::{Factory, Machine, Problem},
+    payload::Window,
+    power_off, say, supervise, tsc,
+};
+
+#[root_task(stack_size = 0x10000, heap_size = 0x60000)]
+fn main(bootinfo: &BootInfoPtr) -> ! {
+    // Until the description says which port it is.
+    log::open(init_thread::slot::IO_PORT, ComPort::Com2);
+    let mut kernel = Kernel::new(bootinfo);
+    let (system, bundle) = match read(bootinfo) {
+        Ok(found) => found,
+        Err(problem) => panic!("{problem}"),
+    };
+    let off = match take_ports(&mut kernel, &system) {
+        Ok(off) => off,
+        Err(failure) => panic!("{failure}"),
+    };
+    say!(
+        "{}: {} free, {} VMs",
+        system.name,
+        Mib(kernel.free_memory()),
+        system.vms.len()
+    );
+    let status = match run(&mut kernel, &system, bundle) {
+        Ok(clean) => u8::from(!clean),
+        Err(problem) => {
+            say!("{problem}");
+            1
+        }
+    };
+    power_off::done(system.power_off, off, status)
+}
+
+type Bundle = umbra_description::bundle::Bundle<'static>;
+
+fn read(bootinfo: &BootInfoPtr) -> Result<(System, Bundle), bundle::Problem> {
+    let bundle = bundle::open(bootinfo)?;
+    Ok((bundle::description(&bundle, bundle::SYSTEM)?, bundle))
+}
+
+/// Keeps the ports of the log and those that switch the machine off; all others go when start-up is over.
+fn take_ports(kernel: &mut Kernel, system: &System) -> Result<Option<cap::IOPort>, Failure> {
+    let slot = kernel.slot()?;
+    kernel.mint_ports(uart_ports(system.log), CSpace::ROOT, slot)?;
+    log::open(cap::IOPort::from_bits(slot), system.log);
+    let Some(ports) = power_off_ports(system.power_off) else {
+        return Ok(None);
+    };
+    let slot = kernel.slot()?;
+    kernel.mint_ports(ports, CSpace::ROOT, slot)?;
+    Ok(Some(cap::IOPort::from_bits(slot)))
+}
+
+/// Builds, audits, starts and supervises all VMs. True: all of them ended as their guests wanted.
+fn run(kernel: &mut Kernel, system: &System, bundle: Bundle) -> Result<bool, Problem> {
+    let tsc_hz = tsc::frequency(init_thread::slot::IO_PORT).map_err(Failure::kernel("read the PIT"))?;
+    let supervisor = kernel.alloc_endpoint(Port::Supervisor)?;
+    let payload = Window::new(kernel, system.payload)?;
+    let mut factory = Factory {
+        kernel,
+        system,
+        bundle,
+        payload,
+        supervisor,
+        tsc_hz,
+    };
+    let numbers = 0..system.vms.len() as u16;
+    let machines = numbers
+        .map(|number| factory.machine(number))
+        .collect::<Result<Vec<Machine>, Problem>>()?;
+
+    kernel.drop_authority()?;
+    let facts: Vec<_> = machines.iter().map(Machine::facts).collect();
+    let policy = bundle::policy(&bundle).map_err(Problem::Policy)?;
+    if !audit::passes(kernel, system, policy.as_ref().unwrap_or(system), &facts) {
+        return Ok(false);
+    }
+    for machine in &machines {
+        machine.start()?;
+    }
+    say!("ready vms={} ticks={}", machines.len(), tsc::now());
+    Ok(supervise::until_all_stopped(system, &machines, supervisor))
+}
+
+struct Mib(u64);
+
+impl core::fmt::Display for Mib {
+    fn fmt(&self, f: &mut core::fmt::Formatter<'_>) -> core::fmt::Result {
+        write!(f, "{} MiB", self.0 >> 20)
+    }
+}
