@@ -139,6 +139,9 @@ impl SimStage2 {
     /// As a processor does it: caches first, however old.
     fn translate(&mut self, gpa: Gpa, access: Access) -> Result<Frame, Violation> {
         let gfn = gpa.gfn();
+        if gfn.raw() >= crate::slots::GFN_LIMIT {
+            return Err(Violation { gpa, access });
+        }
         let permits = |allowed: GuestAccess| match (access, allowed) {
             (Access::Write, GuestAccess::ReadExec) => false,
             (Access::Read | Access::Fetch, _) | (Access::Write, GuestAccess::All) => true,
