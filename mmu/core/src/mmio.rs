@@ -2,7 +2,7 @@
 //! Is what an MMIO spte says still true? The check of its generation, and how such an spte comes and goes.
 
 use crate::Mmu;
-use crate::slots::GFN_LIMIT;
+use crate::fault::Walk;
 use crate::spte::{MmioAccess, MmioSpte, Spte, SpteKind};
 use crate::stage2::{Stage2, TableLevel, Unflushed};
 use crate::table::{ENTRIES, SptePlace, TableId};
@@ -35,6 +35,31 @@ pub fn check(kind: SpteKind, gfn: Gfn, slots: Option<Generation>) -> MmioCheck {
 }
 
 impl<S: Stage2> Mmu<S> {
+    /// Whether the spte at `gfn` is the very word that would be written there now: [`MmioCheck::Emulate`], at once.
+    // REQ: GEN-4
+    #[inline]
+    pub(crate) fn is_fresh_mmio(&mut self, spte: Spte, gfn: Gfn) -> bool {
+        let Some(generation) = self.slots.generation().cacheable() else {
+            return false;
+        };
+        let fresh = spte
+            == Spte::mmio(MmioSpte {
+                gfn,
+                access: MmioAccess::All,
+                generation,
+            });
+        if fresh {
+            let result = MmioCheck::Emulate;
+            self.trace.event(|| Event::CheckMmio {
+                gfn,
+                spte: generation,
+                slots: generation,
+                result,
+            });
+        }
+        fresh
+    }
+
     /// [`check`], traced.
     pub(crate) fn check_mmio(&mut self, kind: SpteKind, gfn: Gfn) -> MmioCheck {
         let generation = self.slots.generation();
@@ -62,14 +87,15 @@ impl<S: Stage2> Mmu<S> {
 
     /// Caches that `gfn` has no memory, where tables for it are to be had. Not having it cached costs time only.
     // REQ: GEN-1, PF-1
-    pub(crate) fn cache_mmio(&mut self, gfn: Gfn) {
+    pub(crate) fn cache_mmio(&mut self, walk: &Walk, gfn: Gfn) {
         let Some(generation) = self.slots.generation().cacheable() else {
             return;
         };
-        if gfn.raw() >= GFN_LIMIT || !self.make_room(gfn) {
-            return;
-        }
-        let table = self.table_for(gfn, TableLevel::Pt);
+        let table = match self.on_the_way(walk, TableLevel::Pt) {
+            Some(table) => table,
+            None if self.make_room(gfn) => self.table_for(gfn, TableLevel::Pt),
+            None => return,
+        };
         let place = self.tables.place(table, TableLevel::Pt, gfn);
         match self.tables.kind(place) {
             SpteKind::Empty | SpteKind::Mmio(_) => {}

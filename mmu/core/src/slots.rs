@@ -2,7 +2,7 @@
 //! Which memory does the guest have? The table of memslots: looked up by gfn, changed as a copy, then published.
 
 use crate::generation::{Bumped, SlotGeneration};
-use crate::stage2::{BackingShape, Frame, GuestAccess};
+use crate::stage2::{BackingShape, Frame, GuestAccess, Resource};
 use alloc::vec::Vec;
 use umbra_mmu_abi::{Backing, Generation, Gfn, PageLevel, SlotError, SlotFlags, SlotId};
 
@@ -135,6 +135,8 @@ impl Slot {
 #[derive(Clone, Debug, Default)]
 pub struct SlotTable {
     sorted: Vec<Slot>,
+    /// Their bases alone: what the search looks at.
+    bases: Vec<u64>,
 }
 
 impl SlotTable {
@@ -142,8 +144,8 @@ impl SlotTable {
     // REQ: MEM-4
     #[inline]
     pub fn lookup(&self, gfn: Gfn) -> Option<&Slot> {
-        let after = self.sorted.partition_point(|slot| slot.base.raw() <= gfn.raw());
-        self.sorted[..after].last().filter(|slot| slot.contains(gfn))
+        let after = self.bases.partition_point(|base| *base <= gfn.raw());
+        self.sorted.get(after.wrapping_sub(1)).filter(|slot| slot.contains(gfn))
     }
 
     /// The slot of a number.
@@ -208,7 +210,7 @@ impl Slots {
     ///
     /// # Errors
     /// Not enough memory.
-    pub fn new(first: Generation) -> Result<Self, crate::stage2::Resource> {
+    pub fn new(first: Generation) -> Result<Self, Resource> {
         let mut copies = [SlotTable::default(), SlotTable::default()];
         for copy in &mut copies {
             copy.sorted
@@ -260,6 +262,8 @@ impl Slots {
             let at = to.sorted.partition_point(|slot| slot.base < new.base);
             to.sorted.insert(at, new);
         }
+        to.bases.clear();
+        to.bases.extend(to.sorted.iter().map(|slot| slot.base.raw()));
         self.active ^= 1;
     }
 }

@@ -76,8 +76,16 @@ impl Writable {
     }
 
     fn of(word: u64) -> Result<Self, BadSpte> {
-        let bits = word & (HOST_WRITABLE | MMU_WRITABLE | WRITE);
-        Self::ALL.into_iter().find(|w| w.bits() == bits).ok_or(BadSpte(word))
+        const PROTECTED: u64 = Writable::Protected.bits();
+        const RESTORABLE: u64 = Writable::Restorable.bits();
+        const NOW: u64 = Writable::Now.bits();
+        match word & NOW {
+            0 => Ok(Self::HostReadOnly),
+            PROTECTED => Ok(Self::Protected),
+            RESTORABLE => Ok(Self::Restorable),
+            NOW => Ok(Self::Now),
+            _ => Err(BadSpte(word)),
+        }
     }
 }
 
@@ -238,18 +246,7 @@ impl Spte {
     /// # Errors
     /// A word that none of the constructors makes for that level.
     pub fn decode(self, table_level: u8) -> Result<SpteKind, BadSpte> {
-        let word = self.0;
-        let kind = match word & TAG {
-            0 if word == 0 => SpteKind::Empty,
-            0 if word & AD_DISABLED != 0 => SpteKind::Leaf(self.frame(table_level, Writable::of(word)?)?),
-            0 => match u32::try_from((word & ADDRESS) >> ADDRESS_SHIFT) {
-                Ok(id) if table_level > 1 => SpteKind::Table(TableId::from_raw(id)),
-                Ok(_) | Err(_) => return Err(BadSpte(word)),
-            },
-            SPECIAL => SpteKind::AccessTracked(self.frame(table_level, Writable::of(word)?)?),
-            TAG if table_level == 1 => SpteKind::Mmio(self.peek_mmio()),
-            _ => return Err(BadSpte(word)),
-        };
+        let kind = self.peek(table_level)?;
         let canonical = match kind {
             SpteKind::Empty => Self::EMPTY,
             SpteKind::Table(id) => Self::table(id),
@@ -261,7 +258,24 @@ impl Spte {
         if canonical == self {
             Ok(kind)
         } else {
-            Err(BadSpte(word))
+            Err(BadSpte(self.0))
+        }
+    }
+
+    /// The same without a look at the bits that the kind has no place for: for words that this crate wrote.
+    #[inline]
+    pub(crate) fn peek(self, table_level: u8) -> Result<SpteKind, BadSpte> {
+        let word = self.0;
+        match word & TAG {
+            0 if word == 0 => Ok(SpteKind::Empty),
+            0 if word & AD_DISABLED != 0 => Ok(SpteKind::Leaf(self.frame(table_level, Writable::of(word)?)?)),
+            0 => match u32::try_from((word & ADDRESS) >> ADDRESS_SHIFT) {
+                Ok(id) if table_level > 1 => Ok(SpteKind::Table(TableId::from_raw(id))),
+                Ok(_) | Err(_) => Err(BadSpte(word)),
+            },
+            SPECIAL => Ok(SpteKind::AccessTracked(self.frame(table_level, Writable::of(word)?)?)),
+            TAG if table_level == 1 => Ok(SpteKind::Mmio(self.peek_mmio())),
+            _ => Err(BadSpte(word)),
         }
     }
 

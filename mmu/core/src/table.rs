@@ -194,8 +194,10 @@ impl Tables {
     }
 
     /// What the word at a place says; every word in a table was written by [`Tables::set`].
+    #[inline]
     pub fn kind(&self, place: SptePlace) -> SpteKind {
-        match self.decode(place) {
+        let spte = self.read(place);
+        match spte.peek(self.get(place.table).role.level as u8) {
             Ok(kind) => kind,
             Err(bad) => panic!("{place:?} holds {:#x}, which is no spte", bad.0),
         }
@@ -203,6 +205,7 @@ impl Tables {
 
     /// Replaces a word by one exchange and keeps the counts; the old word is the answer.
     // REQ: DT-3
+    #[inline]
     pub fn set(&mut self, place: SptePlace, new: Spte) -> Spte {
         let word = &self.words[place.table.at()][place.index as usize];
         let old = Spte::from_raw(word.swap(new.raw(), Ordering::AcqRel));

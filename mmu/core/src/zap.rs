@@ -113,8 +113,13 @@ impl<S: Stage2> Mmu<S> {
         );
         // "Reloading the roots": hardware's root stays, and loses its entries, one for each 512 GiB in use.
         let mut removed = Unflushed::NOTHING;
+        let mut entries = self.tables.get(old).used;
         for index in 0..ENTRIES as u16 {
+            if entries == 0 {
+                break;
+            }
             if let Some(table) = self.tables.read(SptePlace { table: old, index }).peek_table() {
+                entries -= 1;
                 let handle = self.tables.get_mut(table).handle.take();
                 removed.and(handle.map_or(Unflushed::NOTHING, |handle| self.stage2.unlink(handle)));
             }

@@ -127,7 +127,7 @@ impl Slot {
             }
             let into = (page - head) % 512;
             // The frame's other pages lie in the slot too, and its first at a multiple of 2 MiB.
-            i >= into && i - into + 512 <= self.npages && (self.base + i - into) % 512 == 0
+            i >= into && i - into + 512 <= self.npages && (self.base + i - into).is_multiple_of(512)
         });
         self.npages > 0 && fits && in_range && whole
     }

@@ -21,6 +21,7 @@ pub(super) enum Applied {
 
 impl<S: Stage2> Mmu<S> {
     /// Gets everything that the plan takes. It may have to make room, which makes the plan stale.
+    #[inline]
     pub(super) fn reserve(&mut self, plan: &MapPlan, gfn: Gfn) -> Result<(), FaultError> {
         while self.tables.free_count() < plan.tables {
             // Slots are accepted only if their tables fit, so either caches or obsolete tables take the room.
@@ -39,6 +40,7 @@ impl<S: Stage2> Mmu<S> {
     /// # Errors
     /// The hardware refused what it was asked for: tables may be in place then, the leaf is not.
     // REQ: PF-1, PF-3
+    #[inline]
     pub(super) fn apply(&mut self, plan: &MapPlan) -> Result<Applied, FaultError> {
         if plan.seq != self.invalidate_seq {
             return Ok(Applied::Stale);
@@ -60,7 +62,7 @@ impl<S: Stage2> Mmu<S> {
             self.stage2.flush(removed);
         }
         let level = TableLevel::of_page(plan.leaf.level);
-        let table = match plan.walk.table(level) {
+        let table = match plan.table {
             Some(table) if plan.hardware == crate::stage2::TableNeeds::NONE => table,
             _ => {
                 let table = self.table_for(plan.at, level);

@@ -7,11 +7,9 @@ use crate::stage2::{Stage2, TableLevel};
 use crate::table::{SptePlace, TableId};
 use umbra_mmu_abi::{Access, Gfn};
 
-/// The tables from the root down to where the walk ended.
+/// Where the walk from the root ended.
 #[derive(Clone, Copy, Debug)]
 pub struct Walk {
-    /// By level, the root last; those below `level` mean nothing.
-    tables: [TableId; 4],
     /// Level of the last table.
     pub level: TableLevel,
     /// The spte at which the walk ended: it points at no table.
@@ -20,12 +18,7 @@ pub struct Walk {
     pub spte: Spte,
 }
 
-impl Walk {
-    /// The table of `level` on the way, if the walk came so far.
-    pub fn table(&self, level: TableLevel) -> Option<TableId> {
-        (level >= self.level).then(|| self.tables[level as usize - 1])
-    }
-}
+const LEVELS: [TableLevel; 4] = [TableLevel::Pt, TableLevel::Pd, TableLevel::Pdpt, TableLevel::Pml4];
 
 /// What was found.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -46,19 +39,20 @@ impl<S: Stage2> Mmu<S> {
     /// Walks the current tables to the spte that translates `gfn`.
     #[inline]
     pub(crate) fn walk(&self, gfn: Gfn) -> Walk {
-        let mut tables = [self.root; 4];
-        let mut level = TableLevel::Pml4;
         let mut table = self.root;
+        // Index of the level, and the position of its index in the gfn.
+        let (mut at, mut shift) = (3, TableLevel::Pml4.entry_shift());
         loop {
-            tables[level as usize - 1] = table;
-            let place = self.tables.place(table, level, gfn);
+            let place = SptePlace {
+                table,
+                index: (gfn.raw() >> shift) as u16 & 0x1ff,
+            };
             let spte = self.tables.read(place);
-            match (level.below(), spte.peek_table()) {
-                (Some(below), Some(next)) => (level, table) = (below, next),
-                _ => {
+            match spte.peek_table() {
+                Some(next) if at > 0 => (table, at, shift) = (next, at - 1, shift - 9),
+                Some(_) | None => {
                     return Walk {
-                        tables,
-                        level,
+                        level: LEVELS[at],
                         place,
                         spte,
                     };
@@ -67,12 +61,35 @@ impl<S: Stage2> Mmu<S> {
         }
     }
 
+    /// The table of `level` on the way of a walk, if it came so far.
+    #[inline]
+    pub(crate) fn on_the_way(&self, walk: &Walk, level: TableLevel) -> Option<TableId> {
+        let mut table = walk.place.table;
+        let mut at = walk.level as u8;
+        if at > level as u8 {
+            return None;
+        }
+        while at < level as u8 {
+            table = self
+                .tables
+                .get(table)
+                .parent
+                .expect("only the root has no parent")
+                .table;
+            at += 1;
+        }
+        Some(table)
+    }
+
     /// What the spte at the end of the walk means for `access`.
     pub(crate) fn classify(&mut self, walk: &Walk, gfn: Gfn, access: Access) -> Class {
         if walk.spte.is_empty() {
             return Class::Miss;
         }
-        let kind = self.tables.kind(walk.place);
+        let kind = match walk.spte.peek(walk.level as u8) {
+            Ok(kind) => kind,
+            Err(bad) => panic!("{:?} holds {:#x}, which is no spte", walk.place, bad.0),
+        };
         match kind {
             SpteKind::Empty => Class::Miss,
             SpteKind::Table(id) => panic!("the walk for {gfn} ended at table {id:?}"),

@@ -61,23 +61,29 @@ impl<S: Stage2> Mmu<S> {
         Ok(outcome)
     }
 
+    #[inline]
     fn handle(&mut self, gpa: Gpa, access: Access) -> Result<FaultOutcome, FaultError> {
         let gfn = gpa.gfn();
         if gfn.raw() >= GFN_LIMIT {
             // No table translates it, so there is nothing to cache it in.
             return Ok(FaultOutcome::Emulate(self.mmio(gfn)));
         }
+        let mut walk = self.walk(gfn);
+        if self.is_fresh_mmio(walk.spte, gfn) {
+            return Ok(FaultOutcome::Emulate(self.mmio(gfn)));
+        }
         // Only a plan that another agent overtook, or that had to make room first, goes round again.
         for _ in 0..self.tables.capacity() + 2 {
-            let walk = self.walk(gfn);
-            let class = self.classify(&walk, gfn, access);
-            if let Some(outcome) = self.fast(&walk, &class, gpa)? {
-                return Ok(outcome);
+            if !walk.spte.is_empty() {
+                let class = self.classify(&walk, gfn, access);
+                if let Some(outcome) = self.fast(&walk, &class, gpa)? {
+                    return Ok(outcome);
+                }
             }
             match self.plan(&walk, gfn, access) {
                 Plan::Emulate(mmio) => return Ok(FaultOutcome::Emulate(mmio)),
                 Plan::CacheMmio(mmio) => {
-                    self.cache_mmio(gfn);
+                    self.cache_mmio(&walk, gfn);
                     return Ok(FaultOutcome::Emulate(mmio));
                 }
                 // The slot is going; the guest comes back to the table that is then in place.
@@ -89,6 +95,7 @@ impl<S: Stage2> Mmu<S> {
                     }
                 }
             }
+            walk = self.walk(gfn);
         }
         Err(Stage2Error::Exhausted(Resource::Tables).into())
     }

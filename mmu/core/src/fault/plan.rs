@@ -31,7 +31,8 @@ pub struct MapPlan {
     pub(super) slot: SlotId,
     pub(super) at: Gfn,
     pub(super) leaf: Leaf,
-    pub(super) walk: Walk,
+    /// The table for the leaf, if it is there.
+    pub(super) table: Option<TableId>,
     /// Tables of sptes to take.
     pub(super) tables: usize,
     /// Hardware tables to link.
@@ -45,6 +46,7 @@ pub struct MapPlan {
 impl<S: Stage2> Mmu<S> {
     /// Plans the slow path for a miss.
     // REQ: PF-1
+    #[inline]
     pub(super) fn plan(&self, walk: &Walk, gfn: Gfn, access: Access) -> Plan {
         let Some(slot) = self.slots.published().lookup(gfn) else {
             return Plan::CacheMmio(self.mmio(gfn));
@@ -76,19 +78,26 @@ impl<S: Stage2> Mmu<S> {
             slot: slot.id,
             at,
             leaf,
-            walk: *walk,
+            table: self.on_the_way(walk, table_level),
             tables,
             hardware,
-            over: table_level.below().and_then(|below| walk.table(below)),
+            over: table_level.below().and_then(|below| self.on_the_way(walk, below)),
             obsolete: rmap.places(&self.rmap_entries, at, level).next(),
         })
     }
 
     /// The tables of sptes, and of hardware, that are missing between the root and `down_to`.
     fn needs(&self, walk: &Walk, down_to: TableLevel) -> (usize, TableNeeds) {
+        // A hardware table hangs below others, as far as the current tree goes.
+        if self
+            .on_the_way(walk, down_to)
+            .is_some_and(|id| self.tables.get(id).handle.is_some())
+        {
+            return (0, TableNeeds::NONE);
+        }
         let (mut tables, mut hardware) = (0, TableNeeds::NONE);
         for level in TableLevel::TOP_DOWN.into_iter().filter(|level| *level >= down_to) {
-            let table = walk.table(level);
+            let table = self.on_the_way(walk, level);
             tables += usize::from(table.is_none());
             if table.is_none_or(|id| self.tables.get(id).handle.is_none()) {
                 match level {

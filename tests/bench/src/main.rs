@@ -1,0 +1,160 @@
+// SPDX-License-Identifier: MIT OR Apache-2.0
+//! How many instructions does the MMU's core take? Counted by valgrind, exact and repeatable.
+//!
+//! `cargo run --release -p umbra-bench` runs itself under `valgrind --tool=callgrind` for each case, with n and with 2n
+//! operations; the difference divided by n is the cost of one. The hardware below does nothing, so that only the core
+//! counts. The exit status is 1 where a case is above its budget.
+
+mod null;
+
+use null::NullStage2;
+use std::process::{Command, ExitCode};
+use umbra_mmu_abi::{Access, Backing, BackingId, Generation, Gfn, SlotFlags, SlotId};
+use umbra_mmu_core::stage2::BackingShape;
+use umbra_mmu_core::{Limits, Mmu};
+
+/// Name, budget in instructions for one operation, and what runs it that often.
+type Case = (&'static str, u64, fn(u64));
+
+const CASES: [Case; 6] = [
+    ("EPT fault, fresh 4K page", 300, fresh_small_page),
+    ("EPT fault, fresh 2M page", 300, fresh_large_page),
+    ("MMIO fault, cached in an spte", 100, mmio_fast),
+    ("MMIO fault after a slot change", 200, mmio_refresh),
+    ("slot lookup among 500", 60, slot_lookup),
+    ("zap-all and refault of one of 512 pages", 2000, zap_all),
+];
+
+const SMALL_PAGES: u32 = 1 << 15;
+const SHAPES: [BackingShape; 2] = [
+    BackingShape {
+        small_head: SMALL_PAGES,
+        large: 0,
+        small_tail: 0,
+    },
+    BackingShape {
+        small_head: 0,
+        large: 1 << 13,
+        small_tail: 0,
+    },
+];
+
+fn main() -> ExitCode {
+    let arguments: Vec<String> = std::env::args().collect();
+    if let [_, case, count] = &arguments[..] {
+        let (case, count): (usize, u64) = (case.parse().expect("a case"), count.parse().expect("a count"));
+        CASES[case].2(count);
+        return ExitCode::SUCCESS;
+    }
+    if Command::new("valgrind").arg("--version").output().is_err() {
+        eprintln!("valgrind is not installed: apt-get install valgrind");
+        return ExitCode::FAILURE;
+    }
+    let mut within = true;
+    for (at, (name, budget, _)) in CASES.iter().enumerate() {
+        let count = 4000;
+        let cost = (instructions(at, 2 * count) - instructions(at, count)) / count;
+        within &= cost <= *budget;
+        println!("{name:45} {cost:6} instructions (budget {budget})");
+    }
+    if within { ExitCode::SUCCESS } else { ExitCode::FAILURE }
+}
+
+/// Instructions of a whole run of this program.
+fn instructions(case: usize, count: u64) -> u64 {
+    let program = std::env::current_exe().expect("this program has a path");
+    let output = Command::new("valgrind")
+        .args(["--tool=callgrind", "--callgrind-out-file=/dev/null"])
+        .arg(program)
+        .args([case.to_string(), count.to_string()])
+        .output()
+        .expect("valgrind runs");
+    let text = String::from_utf8_lossy(&output.stderr);
+    let line = text.lines().find_map(|line| line.split_once("Collected : "));
+    line.unwrap_or_else(|| panic!("valgrind said: {text}"))
+        .1
+        .trim()
+        .parse()
+        .expect("a number")
+}
+
+fn mmu(tables: usize) -> Mmu<NullStage2> {
+    let limits = Limits {
+        tables,
+        rmap_entries: 64,
+        first_generation: Generation(0),
+    };
+    Mmu::new(NullStage2::default(), SHAPES.to_vec(), &limits).expect("memory for the tables")
+}
+
+fn set(mmu: &mut Mmu<NullStage2>, id: u16, base: u64, npages: u32, backing: u16, first_page: u32) {
+    let backing = Backing {
+        id: BackingId(backing),
+        first_page,
+    };
+    mmu.set_slot(SlotId(id), Gfn::new(base), npages, backing, SlotFlags::empty())
+        .expect("a slot");
+}
+
+fn fresh_small_page(count: u64) {
+    let mut mmu = mmu(128);
+    set(&mut mmu, 0, 0x1000, SMALL_PAGES, 0, 0);
+    for i in 0..count {
+        std::hint::black_box(mmu.fault(Gfn::new(0x1000 + i).gpa(), Access::Write)).expect("a mapping");
+    }
+}
+
+fn fresh_large_page(count: u64) {
+    let mut mmu = mmu(128);
+    set(&mut mmu, 0, 0x1000, SHAPES[1].large * 512, 1, 0);
+    for i in 0..count {
+        std::hint::black_box(mmu.fault(Gfn::new(0x1000 + i * 512).gpa(), Access::Write)).expect("a mapping");
+    }
+}
+
+fn mmio_fast(count: u64) {
+    let mut mmu = mmu(16);
+    set(&mut mmu, 0, 0x1000, 8, 0, 0);
+    for _ in 0..count {
+        std::hint::black_box(mmu.fault(Gfn::new(0xfec00).gpa(), Access::Write)).expect("an emulation");
+    }
+}
+
+fn mmio_refresh(count: u64) {
+    let mut mmu = mmu(128);
+    set(&mut mmu, 0, 0x1000, 8, 0, 0);
+    // Each page is new to the tables, which are there.
+    for i in 0..512 {
+        mmu.fault(Gfn::new(0xfec00 + i).gpa(), Access::Write)
+            .expect("an emulation");
+    }
+    for i in 0..count {
+        if i % 512 == 0 {
+            set(&mut mmu, 1, 0x2000 + (i / 512 % 2) * 0x100, 8, 0, 8);
+        }
+        std::hint::black_box(mmu.fault(Gfn::new(0xfec00 + i % 512).gpa(), Access::Write)).expect("an emulation");
+    }
+}
+
+fn slot_lookup(count: u64) {
+    let mut mmu = mmu(128);
+    for id in 0..500 {
+        set(&mut mmu, id, 0x1000 + u64::from(id) * 16, 8, 0, u32::from(id) * 8);
+    }
+    let slots = mmu.slots();
+    for i in 0..count {
+        std::hint::black_box(slots.lookup(Gfn::new(0x1000 + i * 7919 % 8000)));
+    }
+}
+
+fn zap_all(count: u64) {
+    let mut mmu = mmu(128);
+    set(&mut mmu, 0, 0x1000, 512, 0, 0);
+    for _ in 0..count {
+        mmu.zap_all();
+        std::hint::black_box(mmu.fault(Gfn::new(0x1000).gpa(), Access::Write)).expect("a mapping");
+        while mmu.has_background_work() {
+            mmu.background();
+        }
+    }
+}
