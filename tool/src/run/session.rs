@@ -260,3 +260,142 @@ fn read_keys(events: Sender<Event>) -> Result<()> {
         let _ = events.send(Event::InputEnd);
     })
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::process::Group;
+    use std::net::{Ipv4Addr, TcpListener};
+    use std::process::Command;
+    use umbra_description::supervisor::StopReason;
+
+    /// The simulator's ends of the two serial lines.
+    struct Played {
+        console: TcpStream,
+        log: TcpStream,
+    }
+
+    impl Played {
+        fn log(&mut self, line: &str) {
+            self.log.write_all(format!("{line}\r\n").as_bytes()).unwrap();
+        }
+
+        /// What is typed, up to the end of a line.
+        fn typed(&mut self) -> String {
+            let mut line = Vec::new();
+            let mut byte = [0];
+            while !line.ends_with(b"\n") {
+                self.console.read_exact(&mut byte).unwrap();
+                line.push(byte[0]);
+            }
+            String::from_utf8(line).unwrap()
+        }
+    }
+
+    struct Nothing;
+
+    impl Show for Nothing {
+        fn console(&mut self, _: &[u8]) -> Result<()> {
+            Ok(())
+        }
+        fn log(&mut self, _: &str) -> Result<()> {
+            Ok(())
+        }
+    }
+
+    fn pair() -> (TcpStream, TcpStream) {
+        let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).unwrap();
+        let client = TcpStream::connect(listener.local_addr().unwrap()).unwrap();
+        (client, listener.accept().unwrap().0)
+    }
+
+    /// Plays a machine and follows it.
+    fn play(name: &str, lines: &[&str], limit: Duration, machine: impl FnOnce(Played) + Send + 'static) -> Report {
+        let folder = std::env::temp_dir().join(format!("umbra-session-{name}-{}", std::process::id()));
+        std::fs::create_dir_all(&folder).unwrap();
+        let ((console, their_console), (log, their_log)) = (pair(), pair());
+        let process = Group::start(Command::new("sleep").arg("20")).unwrap();
+        let player = std::thread::spawn(move || {
+            machine(Played {
+                console: their_console,
+                log: their_log,
+            })
+        });
+        let plan = Plan {
+            input: Input::Lines(lines.iter().map(|line| (*line).to_owned()).collect()),
+            prompt: r"^\$ $".to_owned(),
+            timeout: Some(limit),
+        };
+        let running = Running::played(process, console, log, folder.clone());
+        let report = follow(running, plan, &mut Nothing).unwrap();
+        player.join().unwrap();
+        std::fs::remove_dir_all(folder).unwrap();
+        report
+    }
+
+    const LONG: Duration = Duration::from_secs(15);
+
+    #[test]
+    fn each_line_waits_for_a_prompt_of_its_own() {
+        let report = play("dialogue", &["one", "two"], LONG, |mut machine| {
+            machine.console.write_all(b"hello\r\n$ ").unwrap();
+            assert_eq!(machine.typed(), "one\n");
+            machine.console.write_all(b"one\r\nfirst answer\r\n").unwrap();
+            machine
+                .console
+                .set_read_timeout(Some(Duration::from_millis(300)))
+                .unwrap();
+            assert!(machine.console.read(&mut [0]).is_err(), "typed without a prompt");
+            machine.console.set_read_timeout(None).unwrap();
+            machine.console.write_all(b"$ ").unwrap();
+            assert_eq!(machine.typed(), "two\n");
+            machine.log("umbra: vm g stopped: power-off");
+            machine.log("umbra: done status=0");
+        });
+        assert_eq!(report.outcome, Outcome::Clean);
+        assert!(String::from_utf8_lossy(&report.console).contains("first answer"));
+        assert_eq!(report.log.last().unwrap(), "umbra: done status=0");
+    }
+
+    #[test]
+    fn a_machine_that_goes_silent_is_a_timeout() {
+        let report = play("silent", &[], Duration::from_millis(300), |mut machine| {
+            machine.console.write_all(b"last words").unwrap();
+            std::thread::sleep(Duration::from_millis(900));
+        });
+        assert_eq!(report.outcome, Outcome::Timeout(Duration::from_millis(300)));
+        assert_eq!(report.console, b"last words");
+    }
+
+    #[test]
+    fn a_bad_stop_beats_the_silence_after_it() {
+        let report = play("fault", &[], Duration::from_millis(300), |mut machine| {
+            machine.log("umbra: vm g stopped: triple-fault rip=0x10");
+            std::thread::sleep(Duration::from_millis(900));
+        });
+        assert!(matches!(
+            report.outcome,
+            Outcome::GuestStopped {
+                reason: StopReason::TripleFault,
+                ..
+            }
+        ));
+    }
+
+    #[test]
+    fn a_simulator_that_ends_without_a_verdict_is_no_success() {
+        let report = play("ended", &[], LONG, |mut machine| {
+            machine.log("umbra: ready vms=1 ticks=1")
+        });
+        assert!(matches!(report.outcome, Outcome::NoVerdict(_)));
+    }
+
+    #[test]
+    fn a_kernel_that_stops_is_noticed_at_once() {
+        let report = play("kernel", &[], LONG, |mut machine| {
+            machine.log("halting...");
+            std::thread::sleep(Duration::from_millis(300));
+        });
+        assert!(matches!(report.outcome, Outcome::NoVerdict(text) if text.contains("halting")));
+    }
+}

@@ -136,6 +136,20 @@ impl Running {
     }
 }
 
+#[cfg(test)]
+impl Running {
+    /// A machine that a test plays: `process` stands for the simulator.
+    pub fn played(process: Group, console: TcpStream, log: TcpStream, folder: PathBuf) -> Self {
+        Self {
+            process,
+            console,
+            log,
+            folder,
+            sim: Sim::Qemu,
+        }
+    }
+}
+
 /// Starts `machine`. `label` names the run's folder.
 pub fn start(paths: &Paths, sim: Sim, machine: &Machine, label: &str) -> Result<Running> {
     let folder = paths.new_run(label)?;

@@ -184,7 +184,7 @@ fn run_jobs(
             };
             let built = match &job {
                 Job::Suite(suite, _) => programs.has(&suite.package),
-                Job::Case(..) => programs.has(image::ROOT_TASK),
+                Job::Case(case, _) => case.refused.is_some() || programs.has(image::ROOT_TASK),
             };
             let Some(kernel) = kernel.filter(|_| built) else {
                 board.add(
