@@ -9,6 +9,13 @@ extern crate std;
 
 pub mod boot;
 pub mod device;
+pub mod devices;
+pub mod emulate;
+pub mod exit;
 pub mod guest_mem;
+pub mod inject;
 pub mod platform;
+#[cfg(test)]
+mod testing;
 pub mod time;
+pub mod vcpu;
