@@ -337,7 +337,10 @@ impl RawExit {
             6 => E::OtherSmi,
             7 => E::InterruptWindow,
             8 => E::NmiWindow,
-            9 => E::TaskSwitch(TaskSwitch { selector: q as u16, source: (q >> 30 & 3) as u8 }),
+            9 => E::TaskSwitch(TaskSwitch {
+                selector: q as u16,
+                source: (q >> 30 & 3) as u8,
+            }),
             10 => E::Cpuid,
             11 => E::Getsec,
             12 => E::Hlt,
@@ -357,7 +360,11 @@ impl RawExit {
             26 => E::Vmx(V::Vmxoff),
             27 => E::Vmx(V::Vmxon),
             28 => E::Cr(cr_access(q)),
-            29 => E::Dr(DrAccess { dr: (q & 7) as u8, read: q & (1 << 4) != 0, gpr: Gpr::from_number(q >> 8) }),
+            29 => E::Dr(DrAccess {
+                dr: (q & 7) as u8,
+                read: q & (1 << 4) != 0,
+                gpr: Gpr::from_number(q >> 8),
+            }),
             30 => E::Io(io_access(q)),
             31 => E::Rdmsr,
             32 => E::Wrmsr,
@@ -368,7 +375,10 @@ impl RawExit {
             39 => E::Monitor,
             40 => E::Pause,
             43 => E::TprBelowThreshold,
-            44 => E::ApicAccess { offset: (q & 0xfff) as u16, kind: (q >> 12 & 0xf) as u8 },
+            44 => E::ApicAccess {
+                offset: (q & 0xfff) as u16,
+                kind: (q >> 12 & 0xf) as u8,
+            },
             45 => E::VirtualizedEoi { vector: q as u8 },
             46 => E::GdtrOrIdtr,
             47 => E::LdtrOrTr,
@@ -380,7 +390,9 @@ impl RawExit {
             53 => E::Vmx(V::Invvpid),
             54 => E::Wbinvd,
             55 => E::Xsetbv,
-            56 => E::ApicWrite { offset: (q & 0xfff) as u16 },
+            56 => E::ApicWrite {
+                offset: (q & 0xfff) as u16,
+            },
             57 => E::Rdrand,
             58 => E::Invpcid,
             59 => E::Vmx(V::Vmfunc),
@@ -460,7 +472,11 @@ mod tests {
     use super::*;
 
     fn exit(reason: u32, qualification: u64) -> RawExit {
-        RawExit { reason, qualification, ..RawExit::NONE }
+        RawExit {
+            reason,
+            qualification,
+            ..RawExit::NONE
+        }
     }
 
     #[test]
@@ -483,11 +499,26 @@ mod tests {
 
     #[test]
     fn bit_31_is_an_entry_failure_whatever_the_reason() {
-        assert_eq!(exit(0x8000_0021, 3).decode(), Exit::EntryFailed(EntryFailure::GuestState));
-        assert_eq!(exit(0x8000_0022, 2).decode(), Exit::EntryFailed(EntryFailure::MsrLoading(2)));
-        assert_eq!(exit(0x8000_0029, 0).decode(), Exit::EntryFailed(EntryFailure::MachineCheck));
-        assert_eq!(exit(0x8000_0030, 0).decode(), Exit::EntryFailed(EntryFailure::Other(48)));
-        assert_eq!(exit(u32::MAX, u64::MAX).decode(), Exit::EntryFailed(EntryFailure::Instruction));
+        assert_eq!(
+            exit(0x8000_0021, 3).decode(),
+            Exit::EntryFailed(EntryFailure::GuestState)
+        );
+        assert_eq!(
+            exit(0x8000_0022, 2).decode(),
+            Exit::EntryFailed(EntryFailure::MsrLoading(2))
+        );
+        assert_eq!(
+            exit(0x8000_0029, 0).decode(),
+            Exit::EntryFailed(EntryFailure::MachineCheck)
+        );
+        assert_eq!(
+            exit(0x8000_0030, 0).decode(),
+            Exit::EntryFailed(EntryFailure::Other(48))
+        );
+        assert_eq!(
+            exit(u32::MAX, u64::MAX).decode(),
+            Exit::EntryFailed(EntryFailure::Instruction)
+        );
         assert_eq!(exit(33, 0).decode(), Exit::EntryFailed(EntryFailure::GuestState));
     }
 
@@ -497,29 +528,73 @@ mod tests {
             Exit::Io(io) => io,
             other => panic!("{other:?}"),
         };
-        let plain = IoAccess { port: 0x3f8, size: 1, input: false, string: false, rep: false };
+        let plain = IoAccess {
+            port: 0x3f8,
+            size: 1,
+            input: false,
+            string: false,
+            rep: false,
+        };
         assert_eq!(io(0x03f8_0000), plain);
-        assert_eq!(io(0x03f8_0009), IoAccess { input: true, size: 2, ..plain });
-        assert_eq!(io(0x03f8_003b), IoAccess { input: true, size: 4, string: true, rep: true, ..plain });
+        assert_eq!(
+            io(0x03f8_0009),
+            IoAccess {
+                input: true,
+                size: 2,
+                ..plain
+            }
+        );
+        assert_eq!(
+            io(0x03f8_003b),
+            IoAccess {
+                input: true,
+                size: 4,
+                string: true,
+                rep: true,
+                ..plain
+            }
+        );
     }
 
     #[test]
     fn cr_and_dr_qualifications() {
-        assert_eq!(exit(28, 0x300).decode(), Exit::Cr(CrAccess::Write { cr: 0, gpr: Gpr::Rbx }));
-        assert_eq!(exit(28, 0xf18).decode(), Exit::Cr(CrAccess::Read { cr: 8, gpr: Gpr::R15 }));
+        assert_eq!(
+            exit(28, 0x300).decode(),
+            Exit::Cr(CrAccess::Write { cr: 0, gpr: Gpr::Rbx })
+        );
+        assert_eq!(
+            exit(28, 0xf18).decode(),
+            Exit::Cr(CrAccess::Read { cr: 8, gpr: Gpr::R15 })
+        );
         assert_eq!(exit(28, 0x20).decode(), Exit::Cr(CrAccess::Clts));
         assert_eq!(exit(28, 0xabcd_0030).decode(), Exit::Cr(CrAccess::Lmsw(0xabcd)));
-        assert_eq!(exit(29, 0x217).decode(), Exit::Dr(DrAccess { dr: 7, read: true, gpr: Gpr::Rdx }));
+        assert_eq!(
+            exit(29, 0x217).decode(),
+            Exit::Dr(DrAccess {
+                dr: 7,
+                read: true,
+                gpr: Gpr::Rdx
+            })
+        );
     }
 
     #[test]
     fn ept_qualifications_seen_on_the_simulator() {
-        let v = |q| match (RawExit { gpa: Gpa::new(0x1000), linear: Gva::new(0x5000), ..exit(48, q) }).decode() {
+        let v = |q| match (RawExit {
+            gpa: Gpa::new(0x1000),
+            linear: Gva::new(0x5000),
+            ..exit(48, q)
+        })
+        .decode()
+        {
             Exit::EptViolation(v) => v,
             other => panic!("{other:?}"),
         };
         let read = v(0x181);
-        assert_eq!((read.access, read.mapped, read.final_access), (Access::Read, false, true));
+        assert_eq!(
+            (read.access, read.mapped, read.final_access),
+            (Access::Read, false, true)
+        );
         assert_eq!(read.linear, Some(Gva::new(0x5000)));
         assert_eq!(v(0x182).access, Access::Write);
         let ro = v(0x1aa);

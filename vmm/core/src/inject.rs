@@ -43,15 +43,27 @@ impl Exception {
     pub const SS0: Self = Self::with_error(vector::SS, 0);
 
     const fn plain(vector: u8) -> Self {
-        Self { vector, error: None, cr2: None }
+        Self {
+            vector,
+            error: None,
+            cr2: None,
+        }
     }
     /// An exception with an error code.
     pub const fn with_error(vector: u8, error: u32) -> Self {
-        Self { vector, error: Some(error), cr2: None }
+        Self {
+            vector,
+            error: Some(error),
+            cr2: None,
+        }
     }
     /// #PF at a linear address.
     pub const fn page_fault(cr2: u64, error: u32) -> Self {
-        Self { vector: vector::PF, error: Some(error), cr2: Some(cr2) }
+        Self {
+            vector: vector::PF,
+            error: Some(error),
+            cr2: Some(cr2),
+        }
     }
     /// As real mode delivers it: without an error code.
     pub const fn in_real_mode(self) -> Self {
@@ -87,14 +99,29 @@ pub struct Event {
 impl Event {
     /// An external interrupt.
     pub const fn interrupt(vector: u8) -> Self {
-        Self { kind: EventKind::ExternalInterrupt, vector, error: None, instruction_length: 0 }
+        Self {
+            kind: EventKind::ExternalInterrupt,
+            vector,
+            error: None,
+            instruction_length: 0,
+        }
     }
     /// A non-maskable interrupt.
-    pub const NMI: Self = Self { kind: EventKind::Nmi, vector: vector::NMI, error: None, instruction_length: 0 };
+    pub const NMI: Self = Self {
+        kind: EventKind::Nmi,
+        vector: vector::NMI,
+        error: None,
+        instruction_length: 0,
+    };
 
     /// An exception.
     pub const fn exception(e: Exception) -> Self {
-        Self { kind: EventKind::HardwareException, vector: e.vector, error: e.error, instruction_length: 0 }
+        Self {
+            kind: EventKind::HardwareException,
+            vector: e.vector,
+            error: e.error,
+            instruction_length: 0,
+        }
     }
 
     /// The VM-entry interruption-information field.
@@ -119,7 +146,12 @@ impl Event {
             _ => return None,
         };
         let error = if info & (1 << 11) != 0 { Some(error) } else { None };
-        Some(Self { kind, vector: info as u8, error, instruction_length: length })
+        Some(Self {
+            kind,
+            vector: info as u8,
+            error,
+            instruction_length: length,
+        })
     }
 }
 
@@ -161,8 +193,7 @@ pub fn merge(first: Option<Event>, second: Exception) -> Merged {
     }
     match (class(first.vector), class(second.vector)) {
         (Class::DoubleFault, Class::Contributory | Class::PageFault | Class::DoubleFault) => Merged::TripleFault,
-        (Class::Contributory, Class::Contributory)
-        | (Class::PageFault, Class::Contributory | Class::PageFault) => {
+        (Class::Contributory, Class::Contributory) | (Class::PageFault, Class::Contributory | Class::PageFault) => {
             Merged::Deliver(Event::exception(Exception::with_error(vector::DF, 0)))
         }
         (Class::Benign | Class::Contributory | Class::PageFault | Class::DoubleFault, _) => deliver,
@@ -174,14 +205,24 @@ mod tests {
     use super::*;
 
     fn ex(vector: u8) -> Exception {
-        Exception { vector, error: matches!(vector, 8 | 10..=14 | 17).then_some(0), cr2: None }
+        Exception {
+            vector,
+            error: matches!(vector, 8 | 10..=14 | 17).then_some(0),
+            cr2: None,
+        }
     }
 
     // REQ: PF-5
     #[test]
     fn nested_faults_follow_the_manuals_table() {
         // Rows: first; columns: second. b: benign, c: contributory, p: page fault. d: double fault, x: shutdown, -: serial.
-        let vectors = [(vector::UD, 'b'), (vector::GP, 'c'), (vector::DE, 'c'), (vector::PF, 'p'), (vector::DF, 'f')];
+        let vectors = [
+            (vector::UD, 'b'),
+            (vector::GP, 'c'),
+            (vector::DE, 'c'),
+            (vector::PF, 'p'),
+            (vector::DF, 'f'),
+        ];
         for (first, a) in vectors {
             for (second, b) in vectors {
                 if second == vector::DF && first != vector::DF {
@@ -192,7 +233,11 @@ mod tests {
                     ('f', 'c' | 'p' | 'f') => Merged::TripleFault,
                     _ => Merged::Deliver(Event::exception(ex(second))),
                 };
-                assert_eq!(merge(Some(Event::exception(ex(first))), ex(second)), want, "{first} then {second}");
+                assert_eq!(
+                    merge(Some(Event::exception(ex(first))), ex(second)),
+                    want,
+                    "{first} then {second}"
+                );
             }
         }
     }
@@ -201,7 +246,10 @@ mod tests {
     #[test]
     fn a_fault_while_an_interrupt_is_delivered_is_delivered_itself() {
         let pf = Exception::page_fault(0x1234, 2);
-        assert_eq!(merge(Some(Event::interrupt(0x30)), pf), Merged::Deliver(Event::exception(pf)));
+        assert_eq!(
+            merge(Some(Event::interrupt(0x30)), pf),
+            Merged::Deliver(Event::exception(pf))
+        );
         assert_eq!(merge(None, pf), Merged::Deliver(Event::exception(pf)));
     }
 
@@ -219,8 +267,18 @@ mod tests {
             Event::interrupt(0x20),
             Event::NMI,
             Event::exception(Exception::page_fault(0, 7)),
-            Event { kind: EventKind::SoftwareInterrupt, vector: 0x80, error: None, instruction_length: 2 },
-            Event { kind: EventKind::SoftwareException, vector: 3, error: None, instruction_length: 1 },
+            Event {
+                kind: EventKind::SoftwareInterrupt,
+                vector: 0x80,
+                error: None,
+                instruction_length: 2,
+            },
+            Event {
+                kind: EventKind::SoftwareException,
+                vector: 3,
+                error: None,
+                instruction_length: 1,
+            },
         ] {
             let back = Event::from_vectoring(e.entry_info(), e.error.unwrap_or(0), e.instruction_length);
             assert_eq!(back, Some(e));

@@ -8,13 +8,25 @@ extern crate alloc;
 extern crate std;
 
 pub mod boot;
+pub mod clock;
+pub mod control;
+pub mod cpuid;
 pub mod device;
 pub mod devices;
+mod dispatch;
 pub mod emulate;
+pub mod entry;
 pub mod exit;
 pub mod guest_mem;
 pub mod inject;
+pub mod livelock;
+pub mod mmu_client;
+pub mod msr;
 pub mod platform;
+pub mod report;
+pub mod run;
+#[cfg(test)]
+mod run_tests;
 #[cfg(test)]
 mod testing;
 pub mod time;

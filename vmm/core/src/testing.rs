@@ -21,8 +21,15 @@ pub struct Ram {
 
 impl Ram {
     pub fn new(len: usize) -> Self {
-        let regions = std::vec![RamRegion { base: Gpa::new(0), len: len as u64, readonly: false }];
-        Self { bytes: std::vec![0; len], regions }
+        let regions = std::vec![RamRegion {
+            base: Gpa::new(0),
+            len: len as u64,
+            readonly: false
+        }];
+        Self {
+            bytes: std::vec![0; len],
+            regions,
+        }
     }
     fn range(&self, gpa: Gpa, len: usize) -> Result<core::ops::Range<usize>, Unbacked> {
         let end = gpa.raw().checked_add(len as u64);
@@ -38,7 +45,11 @@ impl Ram {
         self.put(at, &value.to_le_bytes());
     }
     pub fn get64(&self, at: u64) -> u64 {
-        u64::from_le_bytes(self.bytes[at as usize..at as usize + 8].try_into().expect("eight bytes"))
+        u64::from_le_bytes(
+            self.bytes[at as usize..at as usize + 8]
+                .try_into()
+                .expect("eight bytes"),
+        )
     }
 }
 
@@ -217,7 +228,10 @@ impl Vcpu for Script {
             self.delivered.push(e);
         }
         self.tsc += 1000;
-        let mut stay = self.stays.pop_front().ok_or_else(|| format!("script ended after {} entries", self.entries))?;
+        let mut stay = self
+            .stays
+            .pop_front()
+            .ok_or_else(|| format!("script ended after {} entries", self.entries))?;
         Ok(stay(self))
     }
     fn gpr(&mut self, r: Gpr) -> u64 {

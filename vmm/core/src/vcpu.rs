@@ -80,8 +80,16 @@ pub enum SegReg {
 
 impl SegReg {
     /// All of them, in VMCS order.
-    pub const ALL: [Self; 8] =
-        [Self::Es, Self::Cs, Self::Ss, Self::Ds, Self::Fs, Self::Gs, Self::Ldtr, Self::Tr];
+    pub const ALL: [Self; 8] = [
+        Self::Es,
+        Self::Cs,
+        Self::Ss,
+        Self::Ds,
+        Self::Fs,
+        Self::Gs,
+        Self::Ldtr,
+        Self::Tr,
+    ];
 
     /// Its name.
     pub const fn name(self) -> &'static str {

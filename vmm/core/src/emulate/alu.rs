@@ -50,7 +50,11 @@ pub fn add(a: u64, b: u64, carry: u64, size: u8) -> Flagged {
 pub fn sub(a: u64, b: u64, borrow: u64, size: u8) -> Flagged {
     let (a, b) = (a & mask(size), b & mask(size));
     let r = a.wrapping_sub(b).wrapping_sub(borrow) & mask(size);
-    let cf = if (a as u128) < b as u128 + borrow as u128 { CF } else { 0 };
+    let cf = if (a as u128) < b as u128 + borrow as u128 {
+        CF
+    } else {
+        0
+    };
     let of = if (a ^ b) & (a ^ r) & sign_bit(size) != 0 { OF } else { 0 };
     (r, cf | of | ((a ^ b ^ r) & AF) | szp(r, size))
 }
@@ -117,15 +121,26 @@ pub fn shift(op: Shift, a: u64, count: u8, flags: u64, size: u8) -> Flagged {
         }
         Shift::Rol => {
             let n = count % bits;
-            let r = if n == 0 { a } else { (a << n | a >> (bits - n)) & mask(size) };
+            let r = if n == 0 {
+                a
+            } else {
+                (a << n | a >> (bits - n)) & mask(size)
+            };
             let cf = r & 1 != 0;
             (r, (flags & STATUS & !(CF | OF)) | flag(cf, CF) | flag(top(r) != cf, OF))
         }
         Shift::Ror => {
             let n = count % bits;
-            let r = if n == 0 { a } else { (a >> n | a << (bits - n)) & mask(size) };
+            let r = if n == 0 {
+                a
+            } else {
+                (a >> n | a << (bits - n)) & mask(size)
+            };
             let cf = top(r);
-            (r, (flags & STATUS & !(CF | OF)) | flag(cf, CF) | flag(cf != (r & sign_bit(size) >> 1 != 0), OF))
+            (
+                r,
+                (flags & STATUS & !(CF | OF)) | flag(cf, CF) | flag(cf != (r & sign_bit(size) >> 1 != 0), OF),
+            )
         }
         Shift::Rcl | Shift::Rcr => rotate_through_carry(op, a, count % (bits + 1), flags, size),
     }
@@ -167,7 +182,10 @@ pub fn double_shift(left: bool, a: u64, b: u64, count: u8, flags: u64, size: u8)
             (a << count | b >> (64 - count), a >> (64 - count) & 1 != 0)
         } else {
             let shifted = wide << count;
-            ((shifted >> (2 * bits)) as u64 & mask(size), shifted >> (3 * bits) & 1 != 0)
+            (
+                (shifted >> (2 * bits)) as u64 & mask(size),
+                shifted >> (3 * bits) & 1 != 0,
+            )
         }
     } else if bits == 64 {
         (a >> count | b << (64 - count), a >> (count - 1) & 1 != 0)
@@ -176,22 +194,39 @@ pub fn double_shift(left: bool, a: u64, b: u64, count: u8, flags: u64, size: u8)
         ((wide >> count) as u64 & mask(size), wide >> (count - 1) & 1 != 0)
     };
     let of = (r ^ a) & sign_bit(size) != 0;
-    (r, if cf { CF } else { 0 } | if of { OF } else { 0 } | (flags & AF) | szp(r, size))
+    (
+        r,
+        if cf { CF } else { 0 } | if of { OF } else { 0 } | (flags & AF) | szp(r, size),
+    )
 }
 
 /// Unsigned product as (low, high, flags): CF = OF = the high half matters. SF, ZF, AF, PF are undefined and kept.
 pub fn mul(a: u64, b: u64, flags: u64, size: u8) -> (u64, u64, u64) {
     let wide = (a & mask(size)) as u128 * (b & mask(size)) as u128;
-    let (low, high) = (wide as u64 & mask(size), (wide >> (8 * size as u32)) as u64 & mask(size));
-    (low, high, (flags & STATUS & !(CF | OF)) | if high != 0 { CF | OF } else { 0 })
+    let (low, high) = (
+        wide as u64 & mask(size),
+        (wide >> (8 * size as u32)) as u64 & mask(size),
+    );
+    (
+        low,
+        high,
+        (flags & STATUS & !(CF | OF)) | if high != 0 { CF | OF } else { 0 },
+    )
 }
 
 /// Signed product as (low, high, flags).
 pub fn imul(a: u64, b: u64, flags: u64, size: u8) -> (u64, u64, u64) {
     let wide = sign_extend(a, size) as i64 as i128 * sign_extend(b, size) as i64 as i128;
-    let (low, high) = (wide as u64 & mask(size), (wide >> (8 * size as u32)) as u64 & mask(size));
+    let (low, high) = (
+        wide as u64 & mask(size),
+        (wide >> (8 * size as u32)) as u64 & mask(size),
+    );
     let fits = sign_extend(low, size) as i64 as i128 == wide;
-    (low, high, (flags & STATUS & !(CF | OF)) | if fits { 0 } else { CF | OF })
+    (
+        low,
+        high,
+        (flags & STATUS & !(CF | OF)) | if fits { 0 } else { CF | OF },
+    )
 }
 
 /// Unsigned quotient and remainder of high:low; `None`: #DE.

@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
 //! Which instruction do these bytes mean? Decoding, with a small cache for instructions that exit again and again.
 
-use super::{Code, CodeSize};
+use super::{Code, CodeSize, MAX_INSTRUCTION};
 use iced_x86::{Decoder, DecoderError, DecoderOptions, Instruction};
 
 /// Why bytes are no instruction.
@@ -22,8 +22,17 @@ pub fn decode(code: &Code, rip: u64, size: CodeSize) -> Result<Instruction, Unde
     }
     match decoder.last_error() {
         DecoderError::NoMoreBytes => Err(Undecodable::Truncated),
+        // Nothing but prefixes: the sixteenth byte would exceed the longest instruction.
+        _ if code.len as usize == MAX_INSTRUCTION && code.bytes.iter().all(|b| is_prefix(*b, size)) => {
+            Err(Undecodable::Truncated)
+        }
         _ => Err(Undecodable::Invalid),
     }
+}
+
+fn is_prefix(byte: u8, size: CodeSize) -> bool {
+    matches!(byte, 0x26 | 0x2e | 0x36 | 0x3e | 0x64..=0x67 | 0xf0 | 0xf2 | 0xf3)
+        || size == CodeSize::Bits64 && byte & 0xf0 == 0x40
 }
 
 #[derive(Clone, Copy)]
@@ -49,7 +58,11 @@ pub struct DecodeCache {
 
 impl Default for DecodeCache {
     fn default() -> Self {
-        Self { entries: [None; ENTRIES], hits: 0, misses: 0 }
+        Self {
+            entries: [None; ENTRIES],
+            hits: 0,
+            misses: 0,
+        }
     }
 }
 
@@ -57,9 +70,9 @@ impl DecodeCache {
     /// The instruction at `rip` whose bytes start `code`.
     pub fn get(&mut self, code: &Code, rip: u64, size: CodeSize) -> Result<&Instruction, Undecodable> {
         let slot = (rip ^ rip >> 5) as usize % ENTRIES;
-        let hit = self.entries[slot].as_ref().is_some_and(|e| {
-            e.rip == rip && e.size == size && e.code.len <= code.len && same_prefix(&e.code, code)
-        });
+        let hit = self.entries[slot]
+            .as_ref()
+            .is_some_and(|e| e.rip == rip && e.size == size && e.code.len <= code.len && same_prefix(&e.code, code));
         if hit {
             self.hits += 1;
         } else {
@@ -68,7 +81,12 @@ impl DecodeCache {
             let mut own = *code;
             own.len = instruction.len() as u8;
             own.bytes[own.len as usize..].fill(0);
-            self.entries[slot] = Some(Entry { rip, size, code: own, instruction });
+            self.entries[slot] = Some(Entry {
+                rip,
+                size,
+                code: own,
+                instruction,
+            });
         }
         match &self.entries[slot] {
             Some(e) => Ok(&e.instruction),

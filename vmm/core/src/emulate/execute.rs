@@ -80,8 +80,11 @@ pub fn execute<C: Cpu>(cpu: &mut C, i: &Instruction) -> Result<Step, Abort> {
             let (a, b) = (place(cpu, i, 0, Write, 0)?, place(cpu, i, 1, Write, 0)?);
             let (va, vb) = (a.load(cpu, Write)?, b.load(cpu, Write)?);
             // The memory operand first: it is the one that may fault.
-            let (mem, reg, to_mem, to_reg) =
-                if matches!(a, Place::Mem { .. }) { (a, b, vb, va) } else { (b, a, va, vb) };
+            let (mem, reg, to_mem, to_reg) = if matches!(a, Place::Mem { .. }) {
+                (a, b, vb, va)
+            } else {
+                (b, a, va, vb)
+            };
             mem.store(cpu, to_mem)?;
             reg.store(cpu, to_reg)?;
         }
@@ -120,6 +123,7 @@ pub fn execute<C: Cpu>(cpu: &mut C, i: &Instruction) -> Result<Step, Abort> {
             let (offset, _) = effective_address(cpu, i);
             place(cpu, i, 0, Write, 0)?.store(cpu, offset)?;
         }
+        M::Ud0 | M::Ud1 | M::Ud2 => return Err(Abort::Fault(Exception::UD)),
         // They touch no memory architecturally.
         M::Nop | M::Prefetchnta | M::Prefetcht0 | M::Prefetcht1 | M::Prefetcht2 | M::Prefetchw | M::Prefetch => {}
         M::Clflush | M::Clflushopt | M::Clwb => {
@@ -193,7 +197,11 @@ pub(super) fn advance<C: Cpu>(cpu: &mut C, i: &Instruction) {
 }
 
 fn go<C: Cpu>(cpu: &mut C, rip: u64) {
-    let rip = if cpu.mode().code == CodeSize::Bits64 { rip } else { rip & mask(4) };
+    let rip = if cpu.mode().code == CodeSize::Bits64 {
+        rip
+    } else {
+        rip & mask(4)
+    };
     cpu.set_rip(rip);
 }
 
@@ -207,14 +215,12 @@ fn source<C: Cpu>(cpu: &mut C, i: &Instruction, n: u32) -> Result<u64, Abort> {
 }
 
 fn operand_size(to: Place, other: Option<Place>) -> Result<u8, Abort> {
-    to.size().or_else(|| other.and_then(Place::size)).ok_or(Abort::Unsupported)
+    to.size()
+        .or_else(|| other.and_then(Place::size))
+        .ok_or(Abort::Unsupported)
 }
 
-fn binary<C: Cpu>(
-    cpu: &mut C,
-    i: &Instruction,
-    f: impl Fn(u64, u64, u64, u8) -> alu::Flagged,
-) -> Result<(), Abort> {
+fn binary<C: Cpu>(cpu: &mut C, i: &Instruction, f: impl Fn(u64, u64, u64, u8) -> alu::Flagged) -> Result<(), Abort> {
     let to = place(cpu, i, 0, Write, 0)?;
     let size = operand_size(to, None)?;
     let b = source(cpu, i, 1)?;
@@ -269,18 +275,27 @@ fn cmpxchg<C: Cpu>(cpu: &mut C, i: &Instruction) -> Result<(), Abort> {
 }
 
 fn cmpxchg_wide<C: Cpu>(cpu: &mut C, i: &Instruction, half: u8) -> Result<(), Abort> {
-    let Place::Mem { at, size } = place(cpu, i, 0, Write, 0)? else { return Err(Abort::Unsupported) };
+    let Place::Mem { at, size } = place(cpu, i, 0, Write, 0)? else {
+        return Err(Abort::Unsupported);
+    };
     if half == 8 && at.raw() & 15 != 0 {
         return Err(Abort::Fault(Exception::GP0));
     }
     let upper = Gva::new(at.raw().wrapping_add(half.into()));
     cpu.probe(at, size, Write)?;
     let (low, high) = (cpu.read(at, half, Write)?, cpu.read(upper, half, Write)?);
-    let part = |gpr| RegPart { gpr, size: half, high: false };
+    let part = |gpr| RegPart {
+        gpr,
+        size: half,
+        high: false,
+    };
     let (rax, rdx) = (part(Gpr::Rax), part(Gpr::Rdx));
     let equal = rax.get(cpu) == low && rdx.get(cpu) == high;
-    let (new_low, new_high) =
-        if equal { (part(Gpr::Rbx).get(cpu), part(Gpr::Rcx).get(cpu)) } else { (low, high) };
+    let (new_low, new_high) = if equal {
+        (part(Gpr::Rbx).get(cpu), part(Gpr::Rcx).get(cpu))
+    } else {
+        (low, high)
+    };
     cpu.write(at, half, new_low)?;
     cpu.write(upper, half, new_high)?;
     let flags = cpu.rflags();
@@ -338,8 +353,14 @@ fn bit_scan<C: Cpu>(cpu: &mut C, i: &Instruction) -> Result<(), Abort> {
         }
         Mnemonic::Bsf => (trail, old & STATUS & !ZF),
         Mnemonic::Bsr => (bits - 1 - lead, old & STATUS & !ZF),
-        Mnemonic::Tzcnt => (trail, (old & STATUS & !(ZF | CF)) | zero(CF, v == 0) | zero(ZF, trail == 0)),
-        Mnemonic::Lzcnt => (lead, (old & STATUS & !(ZF | CF)) | zero(CF, v == 0) | zero(ZF, lead == 0)),
+        Mnemonic::Tzcnt => (
+            trail,
+            (old & STATUS & !(ZF | CF)) | zero(CF, v == 0) | zero(ZF, trail == 0),
+        ),
+        Mnemonic::Lzcnt => (
+            lead,
+            (old & STATUS & !(ZF | CF)) | zero(CF, v == 0) | zero(ZF, lead == 0),
+        ),
         _ => (v.count_ones().into(), zero(ZF, v == 0)),
     };
     to.store(cpu, r)?;
@@ -367,7 +388,12 @@ fn store_pair<C: Cpu>(cpu: &mut C, size: u8, low: u64, high: u64) {
         accumulator(2).set(cpu, high << 8 | low);
     } else {
         accumulator(size).set(cpu, low);
-        RegPart { gpr: Gpr::Rdx, size, high: false }.set(cpu, high);
+        RegPart {
+            gpr: Gpr::Rdx,
+            size,
+            high: false,
+        }
+        .set(cpu, high);
     }
 }
 
@@ -376,7 +402,11 @@ fn multiply<C: Cpu>(cpu: &mut C, i: &Instruction) -> Result<(), Abort> {
     let size = operand_size(from, None)?;
     let b = from.load(cpu, Read)?;
     let a = accumulator(size).get(cpu);
-    let f = if i.mnemonic() == Mnemonic::Mul { alu::mul } else { alu::imul };
+    let f = if i.mnemonic() == Mnemonic::Mul {
+        alu::mul
+    } else {
+        alu::imul
+    };
     let (low, high, flags) = f(a, b, cpu.rflags(), size);
     store_pair(cpu, size, low, high);
     set_status(cpu, flags);
@@ -391,9 +421,21 @@ fn divide<C: Cpu>(cpu: &mut C, i: &Instruction) -> Result<(), Abort> {
         let ax = accumulator(2).get(cpu);
         (ax & 0xff, ax >> 8)
     } else {
-        (accumulator(size).get(cpu), RegPart { gpr: Gpr::Rdx, size, high: false }.get(cpu))
+        (
+            accumulator(size).get(cpu),
+            RegPart {
+                gpr: Gpr::Rdx,
+                size,
+                high: false,
+            }
+            .get(cpu),
+        )
     };
-    let f = if i.mnemonic() == Mnemonic::Div { alu::div } else { alu::idiv };
+    let f = if i.mnemonic() == Mnemonic::Div {
+        alu::div
+    } else {
+        alu::idiv
+    };
     let (quotient, remainder) = f(low, high, by, size).ok_or(Abort::Fault(Exception::DE))?;
     store_pair(cpu, size, quotient, remainder);
     Ok(())
@@ -411,7 +453,11 @@ fn stack_pointer<C: Cpu>(cpu: &mut C) -> RegPart {
             }
         }
     };
-    RegPart { gpr: Gpr::Rsp, size, high: false }
+    RegPart {
+        gpr: Gpr::Rsp,
+        size,
+        high: false,
+    }
 }
 
 /// Sets only the stack pointer's own bits, so that ESP keeps nothing of RSP's upper half and SP keeps the rest of ESP.
@@ -499,7 +545,11 @@ fn check_target<C: Cpu>(cpu: &mut C, target: u64) -> Result<u64, Abort> {
         CodeSize::Bits64 => canonical(target),
         CodeSize::Bits32 | CodeSize::Bits16 => target <= cpu.segment(SegReg::Cs).limit.into(),
     };
-    if ok { Ok(target) } else { Err(Abort::Fault(Exception::GP0)) }
+    if ok {
+        Ok(target)
+    } else {
+        Err(Abort::Fault(Exception::GP0))
+    }
 }
 
 fn call<C: Cpu>(cpu: &mut C, i: &Instruction) -> Result<Step, Abort> {
@@ -528,11 +578,21 @@ fn ret<C: Cpu>(cpu: &mut C, i: &Instruction) -> Result<Step, Abort> {
 fn leave<C: Cpu>(cpu: &mut C, i: &Instruction) -> Result<(), Abort> {
     let size = stack_size(i)?;
     let sp = stack_pointer(cpu);
-    let frame = RegPart { gpr: Gpr::Rbp, size: sp.size, high: false }.get(cpu);
+    let frame = RegPart {
+        gpr: Gpr::Rbp,
+        size: sp.size,
+        high: false,
+    }
+    .get(cpu);
     let at = linear(cpu, SegReg::Ss, frame, size.into(), Read)?;
     let value = cpu.read(at, size, Read)?;
     sp.set(cpu, frame.wrapping_add(size.into()) & mask(sp.size));
-    RegPart { gpr: Gpr::Rbp, size, high: false }.set(cpu, value);
+    RegPart {
+        gpr: Gpr::Rbp,
+        size,
+        high: false,
+    }
+    .set(cpu, value);
     Ok(())
 }
 
@@ -542,7 +602,12 @@ fn xlat<C: Cpu>(cpu: &mut C, i: &Instruction) -> Result<(), Abort> {
         Register::EBX => 4,
         _ => 8,
     };
-    let base = RegPart { gpr: Gpr::Rbx, size, high: false }.get(cpu);
+    let base = RegPart {
+        gpr: Gpr::Rbx,
+        size,
+        high: false,
+    }
+    .get(cpu);
     let offset = base.wrapping_add(accumulator(1).get(cpu)) & mask(size);
     let seg = super::operand::seg_reg(i.memory_segment()).unwrap_or(SegReg::Ds);
     let at = linear(cpu, seg, offset, 1, Read)?;

@@ -83,15 +83,33 @@ impl<'a, V: Vcpu, M: GuestMemory, D: Devices> Guest<'a, V, M, D> {
             rights.dpl()
         };
         let last = hint.map(|h| (page(h.linear.raw()), page(h.gpa.raw()), h.write));
-        let mode = Mode { code, protected, v86, cpl };
-        Self { vcpu, mem, devices, now, paging, rflags: flags, hint, mode, segments: [None; 6], last }
+        let mode = Mode {
+            code,
+            protected,
+            v86,
+            cpl,
+        };
+        Self {
+            vcpu,
+            mem,
+            devices,
+            now,
+            paging,
+            rflags: flags,
+            hint,
+            mode,
+            segments: [None; 6],
+            last,
+        }
     }
 
     fn privilege(&self) -> Privilege {
         if self.mode.cpl == 3 {
             Privilege::User
         } else {
-            Privilege::Supervisor { ac: self.rflags & rflags::AC != 0 }
+            Privilege::Supervisor {
+                ac: self.rflags & rflags::AC != 0,
+            }
         }
     }
 
@@ -135,7 +153,9 @@ impl<'a, V: Vcpu, M: GuestMemory, D: Devices> Guest<'a, V, M, D> {
         let start = code.len as usize;
         let room = (PAGE_SIZE - gpa.offset()) as usize;
         let end = MAX_INSTRUCTION.min(start + room);
-        self.mem.read(gpa, &mut code.bytes[start..end]).map_err(|_| Abort::FetchOutsideRam(gpa))?;
+        self.mem
+            .read(gpa, &mut code.bytes[start..end])
+            .map_err(|_| Abort::FetchOutsideRam(gpa))?;
         code.len = end as u8;
         Ok(())
     }
@@ -147,7 +167,9 @@ impl<'a, V: Vcpu, M: GuestMemory, D: Devices> Guest<'a, V, M, D> {
             Err(_) => {
                 let mut value = 0;
                 for (offset, part) in aligned_parts(gpa, size) {
-                    let v = self.devices.mmio_read(self.now, Gpa::new(gpa.raw() + u64::from(offset)), part);
+                    let v = self
+                        .devices
+                        .mmio_read(self.now, Gpa::new(gpa.raw() + u64::from(offset)), part);
                     value |= (v & super::alu::mask(part)) << (8 * offset);
                 }
                 value
@@ -166,7 +188,8 @@ impl<'a, V: Vcpu, M: GuestMemory, D: Devices> Guest<'a, V, M, D> {
         }
         for (offset, part) in aligned_parts(gpa, size) {
             let v = value >> (8 * offset) & super::alu::mask(part);
-            self.devices.mmio_write(self.now, Gpa::new(gpa.raw() + u64::from(offset)), part, v);
+            self.devices
+                .mmio_write(self.now, Gpa::new(gpa.raw() + u64::from(offset)), part, v);
         }
     }
 }
@@ -283,7 +306,11 @@ impl<V: Vcpu, M: GuestMemory, D: Devices> Guest<'_, V, M, D> {
     /// `at + bytes`; linear addresses wrap at 32 bits outside 64-bit code.
     fn wrapped(&self, at: Gva, bytes: u8) -> u64 {
         let next = at.raw().wrapping_add(bytes.into());
-        if self.mode.code == CodeSize::Bits64 { next } else { next & 0xffff_ffff }
+        if self.mode.code == CodeSize::Bits64 {
+            next
+        } else {
+            next & 0xffff_ffff
+        }
     }
 }
 
@@ -343,7 +370,11 @@ impl Emulator {
             Err(Undecodable::Truncated) if (code.len as usize) < MAX_INSTRUCTION => {
                 // It goes on on the next page.
                 let next = linear.wrapping_add(code.len.into());
-                let next = if size == CodeSize::Bits64 { next } else { next & 0xffff_ffff };
+                let next = if size == CodeSize::Bits64 {
+                    next
+                } else {
+                    next & 0xffff_ffff
+                };
                 guest.fetch_page(code, next)?;
                 match self.cache.get(code, rip, size) {
                     Ok(i) => execute(guest, i),

@@ -68,7 +68,10 @@ pub struct Code {
 
 impl Code {
     /// None.
-    pub const EMPTY: Self = Self { bytes: [0; MAX_INSTRUCTION], len: 0 };
+    pub const EMPTY: Self = Self {
+        bytes: [0; MAX_INSTRUCTION],
+        len: 0,
+    };
 
     /// The valid ones.
     pub fn as_slice(&self) -> &[u8] {
@@ -122,10 +125,18 @@ impl fmt::Display for Unsupported {
         match self.cause {
             UnsupportedCause::Instruction => {
                 let bits = self.size.bits();
-                write!(f, "cannot emulate the instruction [{}] at rip {:#x} ({bits}-bit code)", self.code, self.rip)
+                write!(
+                    f,
+                    "cannot emulate the instruction [{}] at rip {:#x} ({bits}-bit code)",
+                    self.code, self.rip
+                )
             }
             UnsupportedCause::FetchOutsideRam(gpa) => {
-                write!(f, "the guest executes at rip {:#x}, gpa {gpa}, where no RAM is", self.rip)
+                write!(
+                    f,
+                    "the guest executes at rip {:#x}, gpa {gpa}, where no RAM is",
+                    self.rip
+                )
             }
         }
     }

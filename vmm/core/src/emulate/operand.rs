@@ -44,14 +44,20 @@ impl RegPart {
     pub fn new(r: Register) -> Option<Self> {
         let n = r as u64;
         let part = |first: Register, size, high| {
-            Some(Self { gpr: Gpr::from_number(n - first as u64), size, high })
+            Some(Self {
+                gpr: Gpr::from_number(n - first as u64),
+                size,
+                high,
+            })
         };
         match r {
             _ if r >= Register::AL && r <= Register::BL => part(Register::AL, 1, false),
             _ if r >= Register::AH && r <= Register::BH => part(Register::AH, 1, true),
-            _ if r >= Register::SPL && r <= Register::R15L => {
-                Some(Self { gpr: Gpr::from_number(n - Register::SPL as u64 + 4), size: 1, high: false })
-            }
+            _ if r >= Register::SPL && r <= Register::R15L => Some(Self {
+                gpr: Gpr::from_number(n - Register::SPL as u64 + 4),
+                size: 1,
+                high: false,
+            }),
             _ if r >= Register::AX && r <= Register::R15W => part(Register::AX, 2, false),
             _ if r >= Register::EAX && r <= Register::R15D => part(Register::EAX, 4, false),
             _ if r >= Register::RAX && r <= Register::R15 => part(Register::RAX, 8, false),
@@ -62,7 +68,11 @@ impl RegPart {
     /// Its value.
     pub fn get<C: Cpu>(self, cpu: &mut C) -> u64 {
         let full = cpu.gpr(self.gpr);
-        if self.high { full >> 8 & 0xff } else { full & mask(self.size) }
+        if self.high {
+            full >> 8 & 0xff
+        } else {
+            full & mask(self.size)
+        }
     }
 
     /// Replaces it: 8- and 16-bit writes keep the rest, 32-bit writes clear the upper half.
@@ -79,7 +89,11 @@ impl RegPart {
 
 /// Accumulator of `size` bytes.
 pub const fn accumulator(size: u8) -> RegPart {
-    RegPart { gpr: Gpr::Rax, size, high: false }
+    RegPart {
+        gpr: Gpr::Rax,
+        size,
+        high: false,
+    }
 }
 
 /// The segment register that iced names.
@@ -108,13 +122,7 @@ fn memory_bytes(size: MemorySize) -> Option<u8> {
 }
 
 /// Finds operand `n`. `displace` is added to a memory operand's offset (bit strings).
-pub fn place<C: Cpu>(
-    cpu: &mut C,
-    i: &Instruction,
-    n: u32,
-    kind: AccessKind,
-    displace: u64,
-) -> Result<Place, Abort> {
+pub fn place<C: Cpu>(cpu: &mut C, i: &Instruction, n: u32, kind: AccessKind, displace: u64) -> Result<Place, Abort> {
     match i.op_kind(n) {
         OpKind::Register => {
             let r = i.op_register(n);
@@ -177,11 +185,13 @@ fn address_bytes(i: &Instruction) -> u8 {
         Register::RIP => Some(8),
         r => RegPart::new(r).map(|p| p.size),
     };
-    by_register(i.memory_base()).or_else(|| by_register(i.memory_index())).unwrap_or(match i.memory_displ_size() {
-        2 => 2,
-        8 => 8,
-        _ => 4,
-    })
+    by_register(i.memory_base())
+        .or_else(|| by_register(i.memory_index()))
+        .unwrap_or(match i.memory_displ_size() {
+            2 => 2,
+            8 => 8,
+            _ => 4,
+        })
 }
 
 /// The offset that a ModRM memory operand means, before segmentation.
@@ -221,13 +231,29 @@ fn memory_operand<C: Cpu>(
 /// Segmentation: the linear address of `size` bytes at `seg:offset`.
 pub fn linear<C: Cpu>(cpu: &mut C, seg: SegReg, offset: u64, size: u64, kind: AccessKind) -> Result<Gva, Abort> {
     let mode = cpu.mode();
-    let violation = if seg == SegReg::Ss { Exception::SS0 } else { Exception::GP0 };
-    let violation = if mode.protected { violation } else { violation.in_real_mode() };
+    let violation = if seg == SegReg::Ss {
+        Exception::SS0
+    } else {
+        Exception::GP0
+    };
+    let violation = if mode.protected {
+        violation
+    } else {
+        violation.in_real_mode()
+    };
     if mode.code == CodeSize::Bits64 {
-        let base = if matches!(seg, SegReg::Fs | SegReg::Gs) { cpu.segment(seg).base } else { 0 };
+        let base = if matches!(seg, SegReg::Fs | SegReg::Gs) {
+            cpu.segment(seg).base
+        } else {
+            0
+        };
         let at = base.wrapping_add(offset);
         let last = at.wrapping_add(size - 1);
-        return if canonical(at) && canonical(last) { Ok(Gva::new(at)) } else { Err(Abort::Fault(violation)) };
+        return if canonical(at) && canonical(last) {
+            Ok(Gva::new(at))
+        } else {
+            Err(Abort::Fault(violation))
+        };
     }
     let s = cpu.segment(seg);
     if mode.protected && !mode.v86 && !rights_allow(&s, kind) || !inside_limit(&s, offset, size) {

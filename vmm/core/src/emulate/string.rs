@@ -99,7 +99,11 @@ pub fn execute<C: Cpu>(cpu: &mut C, i: &Instruction) -> Result<Step, Abort> {
         advance(cpu, i);
         return Ok(Step::Done);
     }
-    let counter = RegPart { gpr: Gpr::Rcx, size: address, high: false };
+    let counter = RegPart {
+        gpr: Gpr::Rcx,
+        size: address,
+        high: false,
+    };
     for _ in 0..BURST {
         let left = counter.get(cpu);
         if left == 0 {
@@ -121,7 +125,11 @@ pub fn execute<C: Cpu>(cpu: &mut C, i: &Instruction) -> Result<Step, Abort> {
 }
 
 fn iterate<C: Cpu>(cpu: &mut C, i: &Instruction, op: Op, size: u8, address: u8) -> Result<(), Abort> {
-    let pointer = |gpr| RegPart { gpr, size: address, high: false };
+    let pointer = |gpr| RegPart {
+        gpr,
+        size: address,
+        high: false,
+    };
     let (si, di) = (pointer(Gpr::Rsi), pointer(Gpr::Rdi));
     let acc = accumulator(size);
     let source = |cpu: &mut C| -> Result<Gva, Abort> {
@@ -181,7 +189,11 @@ fn iterate<C: Cpu>(cpu: &mut C, i: &Instruction, op: Op, size: u8, address: u8) 
     let back = cpu.rflags() & DF != 0;
     let step = |cpu: &mut C, r: RegPart| {
         let old = r.get(cpu);
-        let new = if back { old.wrapping_sub(size.into()) } else { old.wrapping_add(size.into()) };
+        let new = if back {
+            old.wrapping_sub(size.into())
+        } else {
+            old.wrapping_add(size.into())
+        };
         r.set(cpu, new & mask(address));
     };
     match op {

@@ -124,7 +124,10 @@ pub fn walk<M: GuestMemory>(
         PagingMode::Pae => paging.cr3 & 0xffff_ffe0,
         PagingMode::Level4 => paging.cr3 & phys_mask(paging) & !0xfff,
     };
-    let mut steps = [Step { at: Gpa::new(0), entry: 0 }; 4];
+    let mut steps = [Step {
+        at: Gpa::new(0),
+        entry: 0,
+    }; 4];
     let mut count = 0;
     let mut allowed = WRITABLE | USER;
     let mut no_execute = false;
@@ -133,7 +136,11 @@ pub fn walk<M: GuestMemory>(
         let shift = PAGE_SHIFT + (level - 1) * index_bits;
         let index = raw >> shift & ((1 << index_bits) - 1);
         // The PDPT of PAE paging has four entries.
-        let index = if mode == PagingMode::Pae && level == 3 { index & 3 } else { index };
+        let index = if mode == PagingMode::Pae && level == 3 {
+            index & 3
+        } else {
+            index
+        };
         let at = Gpa::new(table + index * entry_bytes);
         let entry = read_entry(mem, at, entry_bytes);
         if entry & PRESENT == 0 {
@@ -166,7 +173,11 @@ pub fn walk<M: GuestMemory>(
         return Err(fault(paging, gva, kind, who, pfec::P));
     }
     for (n, step) in steps[..count].iter().enumerate() {
-        let dirty = if n + 1 == count && kind == AccessKind::Write { DIRTY } else { 0 };
+        let dirty = if n + 1 == count && kind == AccessKind::Write {
+            DIRTY
+        } else {
+            0
+        };
         let updated = step.entry | ACCESSED | dirty;
         if updated != step.entry {
             // The guest's only vCPU is stopped, so this is atomic. A table outside RAM keeps nothing.
@@ -233,9 +244,7 @@ const fn permitted(paging: &Paging, allowed: u64, no_execute: bool, kind: Access
         (Privilege::User, AccessKind::Read) => user_page,
         (Privilege::User, AccessKind::Write) => user_page && writable,
         (Privilege::User, AccessKind::Fetch) => user_page && !no_execute,
-        (Privilege::Supervisor { .. }, AccessKind::Fetch) => {
-            !no_execute && !(user_page && paging.cr4 & cr4::SMEP != 0)
-        }
+        (Privilege::Supervisor { .. }, AccessKind::Fetch) => !(no_execute || user_page && paging.cr4 & cr4::SMEP != 0),
         (Privilege::Supervisor { ac }, AccessKind::Read) => !(user_page && !ac && paging.cr4 & cr4::SMAP != 0),
         (Privilege::Supervisor { ac }, AccessKind::Write) => {
             !(user_page && !ac && paging.cr4 & cr4::SMAP != 0) && (writable || paging.cr0 & cr0::WP == 0)
@@ -248,6 +257,10 @@ fn fault(paging: &Paging, gva: Gva, kind: AccessKind, who: Privilege, cause: u32
     let user = if who == Privilege::User { pfec::U } else { 0 };
     // The I bit exists with no-execute (under 8-byte entries) or SMEP only.
     let reports_fetch = paging.cr4 & cr4::SMEP != 0 || (paging.cr4 & cr4::PAE != 0 && paging.nxe());
-    let fetch = if kind == AccessKind::Fetch && reports_fetch { pfec::I } else { 0 };
+    let fetch = if kind == AccessKind::Fetch && reports_fetch {
+        pfec::I
+    } else {
+        0
+    };
     Exception::page_fault(gva.raw(), cause | write | user | fetch)
 }
