@@ -17,9 +17,14 @@ pub struct Group {
 impl Group {
     /// Starts `command` without standard input.
     pub fn start(command: &mut Command) -> Result<Self> {
+        Self::start_on(command, Stdio::null())
+    }
+
+    /// Starts `command` with that as its standard input.
+    pub fn start_on(command: &mut Command, input: Stdio) -> Result<Self> {
         let name = command.get_program().to_string_lossy().into_owned();
         let child = command
-            .stdin(Stdio::null())
+            .stdin(input)
             .process_group(0)
             .spawn()
             .with_context(|| format!("starting {name}: is it installed? (./umbra doctor)"))?;

@@ -6,7 +6,10 @@ use crate::process::{Group, dies_with_us};
 use anyhow::{Context, Result, bail};
 use std::fmt::Write as _;
 use std::fs::File;
+use std::io::Write as _;
+use std::os::fd::OwnedFd;
 use std::path::Path;
+use std::process::Stdio;
 
 /// The processor: the oldest of Bochs' models with EPT, VPID, unrestricted guest and the preemption timer.
 const CPU: &str = "corei7_haswell_4770";
@@ -44,8 +47,8 @@ pub fn start(machine: &Machine, folder: &Path, console: u16, log: u16) -> Result
     std::fs::write(folder.join("bochsrc"), config).context("writing Bochs' configuration")?;
     // Debian's Bochs has the debugger: it starts stopped and reads its first command from here.
     std::fs::write(folder.join("debugger"), "c\n").context("writing Bochs' configuration")?;
-    let output = File::create(folder.join("simulator.txt")).context("Bochs' output")?;
-    Group::start(
+    let screen = Screen::open(&folder.join("simulator.txt"))?;
+    Group::start_on(
         dies_with_us("bochs-bin")
             .arg("-q")
             .arg("-f")
@@ -53,9 +56,55 @@ pub fn start(machine: &Machine, folder: &Path, console: u16, log: u16) -> Result
             .arg("-rc")
             .arg(folder.join("debugger"))
             .current_dir(folder)
-            .stdout(output.try_clone().context("Bochs' output")?)
-            .stderr(output),
+            .env("TERM", "linux")
+            .stdout(screen.try_clone()?)
+            .stderr(screen.try_clone()?),
+        screen.into(),
     )
+}
+
+/// A terminal that nobody sees. Bochs insists on a display: its `rfb` would listen on the network, its `term` wants a
+/// terminal. Nothing of interest appears on it, as the machine speaks through its serial ports.
+struct Screen(OwnedFd);
+
+impl Screen {
+    /// Opens one; the first output (a complaint about the configuration, say) is kept in `file`.
+    fn open(file: &Path) -> Result<Self> {
+        use rustix::fs::{Mode, OFlags, open};
+        use rustix::pty::{OpenptFlags, grantpt, openpt, ptsname, unlockpt};
+        const WHAT: &str = "a terminal for Bochs";
+        const KEPT: usize = 64 << 10;
+        let master = openpt(OpenptFlags::RDWR | OpenptFlags::NOCTTY | OpenptFlags::CLOEXEC).context(WHAT)?;
+        grantpt(&master).and_then(|()| unlockpt(&master)).context(WHAT)?;
+        let name = ptsname(&master, Vec::new()).context(WHAT)?;
+        let slave = open(&name, OFlags::RDWR | OFlags::NOCTTY | OFlags::CLOEXEC, Mode::empty()).context(WHAT)?;
+        let mut file = File::create(file).context(WHAT)?;
+        std::thread::Builder::new()
+            .name("screen".into())
+            .spawn(move || {
+                let mut kept = 0;
+                let mut buffer = [0; 4096];
+                // Reading ends with an error when Bochs has closed its side.
+                while let Ok(count @ 1..) = rustix::io::read(&master, &mut buffer) {
+                    if kept < KEPT {
+                        kept += count;
+                        let _ = file.write_all(&buffer[..count]);
+                    }
+                }
+            })
+            .context(WHAT)?;
+        Ok(Self(slave))
+    }
+
+    fn try_clone(&self) -> Result<Stdio> {
+        Ok(self.0.try_clone().context("a terminal for Bochs")?.into())
+    }
+}
+
+impl From<Screen> for Stdio {
+    fn from(screen: Screen) -> Self {
+        screen.0.into()
+    }
 }
 
 fn configuration(
@@ -89,7 +138,7 @@ fn configuration(
         format!("com1: enabled=1, mode=socket-client, dev=127.0.0.1:{console}"),
         format!("com2: enabled=1, mode=socket-client, dev=127.0.0.1:{log}"),
         format!("log: {}", folder.join("bochs.log").display()),
-        "display_library: rfb, options=\"timeout=0\"".to_owned(),
+        "display_library: term".to_owned(),
         "sound: waveoutdrv=dummy".to_owned(),
         "pci: enabled=1, chipset=i440fx".to_owned(),
         "panic: action=fatal".to_owned(),
