@@ -37,7 +37,7 @@ pub use sel4_sys as sys;
 pub use sel4_sys::vcpu as vmcs;
 pub use sel4_sys::{seL4_UserContext as UserContext, set_ipc_buffer};
 pub use vcpu::GuestRegisters;
-pub use vmenter::{ExitMessage, VmEntry, VmExit, vm_enter, vm_enter_with_rax, vm_enter_with_registers};
+pub use vmenter::{ExitMessage, VmEntry, VmExit, vm_enter, vm_enter_with, vm_enter_with_rax, vm_enter_with_registers};
 
 /// A machine word: message register, address, capability pointer.
 pub type Word = u64;

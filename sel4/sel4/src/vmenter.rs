@@ -32,26 +32,33 @@ pub enum VmExit {
 /// Runs the guest. An exit and the next entry take 500 ticks.
 #[inline(always)]
 pub fn vm_enter(entry: VmEntry) -> VmExit {
-    exit(sys::vm_enter(0, entry.words(0)))
+    vm_enter_with(entry, [])
 }
 
 /// Runs the guest with a new RAX, in the same time: the answer to `IN` or a hypercall.
 #[inline(always)]
 pub fn vm_enter_with_rax(entry: VmEntry, rax: Word) -> VmExit {
-    exit(sys::vm_enter(4, entry.words(rax)))
+    vm_enter_with(entry, [rax])
 }
 
-/// Runs the guest with new registers: about 60 ticks more.
+/// Runs the guest with all registers of [`GuestRegisters`] new.
 #[inline(always)]
 pub fn vm_enter_with_registers(entry: VmEntry, registers: &GuestRegisters) -> VmExit {
-    const LENGTH: usize = 3 + GuestRegisters::COUNT;
-    let words = registers.as_words();
+    vm_enter_with(entry, *registers.as_words())
+}
+
+/// Runs the guest with its first `N` registers new, in the order of [`GuestRegisters`]; 4 are RAX, RBX, RCX, RDX: the
+/// answer to CPUID. The others stay as they are.
+#[inline(always)]
+pub fn vm_enter_with<const N: usize>(entry: VmEntry, registers: [Word; N]) -> VmExit {
+    const { assert!(FIRST_ENTRY_GPR + N <= sys::SEL4_VMENTER_CALL_REGISTERS_LEN as usize) };
     let buffer = sys::ipc_buffer();
-    for (i, word) in words.iter().enumerate().skip(1) {
-        // SAFETY: the runtime set the buffer, nothing refers to it now, and LENGTH is below its length.
-        unsafe { (&raw mut (*buffer).msg[3 + i]).write(*word) };
+    for (i, word) in registers.iter().enumerate().skip(1) {
+        // SAFETY: the runtime set the buffer, nothing refers to it now, and the index is below its length (see above).
+        unsafe { (&raw mut (*buffer).msg[FIRST_ENTRY_GPR + i]).write(*word) };
     }
-    exit(sys::vm_enter(LENGTH as Word, entry.words(words[0])))
+    let first = registers.first().copied().unwrap_or(0);
+    exit(sys::vm_enter((FIRST_ENTRY_GPR + N) as Word, entry.words(first)))
 }
 
 impl VmEntry {
@@ -66,6 +73,12 @@ const _: () = assert!(sys::SEL4_VMENTER_CALL_EIP_MR == 0);
 const _: () = assert!(sys::SEL4_VMENTER_CALL_CONTROL_PPC_MR == 1);
 const _: () = assert!(sys::SEL4_VMENTER_CALL_CONTROL_ENTRY_MR == 2);
 const _: () = assert!(sys::SEL4_VMENTER_FAULT_REASON_MR == 3);
+const _: () = assert!(sys::SEL4_VMENTER_CALL_REGISTERS_MR == 3);
+
+/// Message register of RAX in an entry and in an exit; the others follow.
+const FIRST_ENTRY_GPR: usize = sys::SEL4_VMENTER_CALL_REGISTERS_MR as usize;
+const FIRST_GPR: usize = sys::SEL4_VMENTER_FAULT_EAX as usize;
+const _: () = assert!(sys::SEL4_VMENTER_FAULT_CR2 as usize == FIRST_GPR + GuestRegisters::COUNT - 1);
 
 #[inline(always)]
 fn exit(message: sys::Message) -> VmExit {
@@ -96,8 +109,6 @@ pub struct ExitMessage {
     words: *const sys::seL4_IPCBuffer,
 }
 
-const FIRST_GPR: usize = sys::SEL4_VMENTER_FAULT_EAX as usize;
-
 macro_rules! words {
     ($($(#[$doc:meta])* $name:ident = $index:expr;)*) => { $(
         $(#[$doc])*
@@ -105,6 +116,23 @@ macro_rules! words {
         pub fn $name(&self) -> Word {
             const INDEX: usize = ($index) as usize;
             self.word::<INDEX>()
+        }
+    )* };
+}
+
+/// A word of two values.
+macro_rules! halves {
+    ($($(#[$low_doc:meta])* $low:ident, $(#[$high_doc:meta])* $high:ident = $index:expr;)*) => { $(
+        $(#[$low_doc])*
+        #[inline(always)]
+        pub fn $low(&self) -> u32 {
+            self.word::<{ $index as usize }>() as u32
+        }
+
+        $(#[$high_doc])*
+        #[inline(always)]
+        pub fn $high(&self) -> u32 {
+            (self.word::<{ $index as usize }>() >> 32) as u32
         }
     )* };
 }
@@ -168,7 +196,34 @@ impl ExitMessage {
         /// RBP.
         rbp = FIRST_GPR + 6;
         /// CR2.
-        cr2 = FIRST_GPR + GuestRegisters::COUNT - 1;
+        cr2 = sys::SEL4_VMENTER_FAULT_CR2;
+        /// RSP.
+        rsp = sys::SEL4_VMENTER_FAULT_RSP_MR;
+        /// CR0, as the guest's owner set it or the guest changed it.
+        cr0 = sys::SEL4_VMENTER_FAULT_CR0_MR;
+        /// CR4.
+        cr4 = sys::SEL4_VMENTER_FAULT_CR4_MR;
+        /// EFER.
+        efer = sys::SEL4_VMENTER_FAULT_EFER_MR;
+        /// Base of CS.
+        cs_base = sys::SEL4_VMENTER_FAULT_CS_BASE_MR;
+        /// Guest linear address of an EPT violation, if the qualification says that it is valid.
+        guest_linear = sys::SEL4_VMENTER_FAULT_GUEST_LINEAR_MR;
+    }
+
+    halves! {
+        /// VM-exit interruption information: the exception or interrupt that caused the exit, if bit 31 is set.
+        exit_interruption_info,
+        /// Its error code, if bit 11 of the information is set.
+        exit_interruption_error = sys::SEL4_VMENTER_FAULT_INTERRUPTION_MR;
+        /// IDT-vectoring information: the event whose delivery the exit interrupted, if bit 31 is set.
+        idt_vectoring_info,
+        /// Its error code, if bit 11 of the information is set.
+        idt_vectoring_error = sys::SEL4_VMENTER_FAULT_IDT_VECTORING_MR;
+        /// Access rights of CS, as in the VMCS.
+        cs_access_rights,
+        /// Access rights of SS: bits 5 and 6 are the current privilege level.
+        ss_access_rights = sys::SEL4_VMENTER_FAULT_CS_MR;
     }
 
     /// All registers that are not in the VMCS. Copies 16 words.
