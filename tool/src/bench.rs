@@ -1,10 +1,12 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
 //! `umbra bench`: which numbers do the cases give?
 
+use crate::build::program::Programs;
 use crate::build::{Builder, kernel};
 use crate::sim::Sim;
 use crate::test::booted::{Bench, Ended};
 use crate::test::case::Case;
+use crate::test::suite::{Silent, Suite};
 use crate::test::{system_programs, verdict::Verdict};
 use anyhow::{Context, Result, ensure};
 use regex::Regex;
@@ -27,9 +29,23 @@ pub fn bench(builder: &Builder, args: &BenchArgs) -> Result<i32> {
     let filter = args.filter.as_deref().map(Regex::new).transpose().context("--filter")?;
     let mut cases = Case::read_all(&builder.paths.root().join("tests/system/cases"))?;
     cases.retain(|case| !case.bench.is_empty() && filter.as_ref().is_none_or(|filter| filter.is_match(&case.name)));
-    ensure!(!cases.is_empty(), "no case with a [[bench]] entry matches");
+    let mut suites = Suite::read_all(builder)?;
+    suites.retain(|suite| {
+        suite.sims.contains(&Sim::Bochs) && filter.as_ref().is_none_or(|filter| filter.is_match(&suite.name))
+    });
+    ensure!(
+        !cases.is_empty() || !suites.is_empty(),
+        "no case with a [[bench]] entry and no suite matches"
+    );
     let vtx = kernel::build(builder, Sim::Bochs.kernel_preset())?;
-    let programs = system_programs(builder, &vtx)?;
+    let mut programs = if cases.is_empty() {
+        Programs::default()
+    } else {
+        system_programs(builder, &vtx)?
+    };
+    for suite in &suites {
+        programs.join(Programs::build(builder, &vtx, &[&suite.package])?);
+    }
     let bench = Bench {
         builder,
         kernel: &vtx,
@@ -37,6 +53,22 @@ pub fn bench(builder: &Builder, args: &BenchArgs) -> Result<i32> {
     };
     let mut rows = Vec::new();
     let mut good = true;
+    for suite in &suites {
+        let run = builder.steps.work(&format!("running {}", suite.name), |_| {
+            suite.run(builder, &vtx, &programs, Sim::Bochs, &mut Silent)
+        });
+        for (name, value) in said(&run?.log) {
+            let case = suite.name.clone();
+            rows.push(Row {
+                name,
+                value,
+                limit: None,
+                fits: true,
+                peer: String::new(),
+                case,
+            });
+        }
+    }
     for case in &cases {
         let run = builder
             .steps
@@ -71,6 +103,15 @@ pub fn bench(builder: &Builder, args: &BenchArgs) -> Result<i32> {
     }
     println!("{}\n{METHOD}", table(&rows));
     Ok(if good { 0 } else { 20 })
+}
+
+/// Numbers that a suite prints itself: `bench NAME ticks=N`.
+fn said(log: &[String]) -> Vec<(String, u64)> {
+    let number = |line: &String| {
+        let (name, ticks) = line.strip_prefix("bench ")?.rsplit_once(" ticks=")?;
+        Some((name.to_owned(), ticks.trim().parse().ok()?))
+    };
+    log.iter().filter_map(number).collect()
 }
 
 #[derive(Debug)]
@@ -120,6 +161,12 @@ fn grouped(number: u64) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn suites_may_print_numbers() {
+        let log = ["bench map 4K ticks=770", "test a ... ok", "bench broken ticks=x"].map(str::to_owned);
+        assert_eq!(said(&log), [("map 4K".to_owned(), 770)]);
+    }
 
     #[test]
     fn digits_are_grouped() {

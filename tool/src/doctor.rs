@@ -136,11 +136,10 @@ pub fn report() -> bool {
             if present { "ok     " } else { "none   " }
         );
     };
-    optional(
-        find_program("cargo-nextest").is_some(),
-        "cargo-nextest",
-        "runs host tests in parallel (else cargo test)",
-    );
+    for (name, component) in [("cargo-fmt", "rustfmt"), ("cargo-clippy", "clippy")] {
+        let text = format!("for umbra test; rustup component add {component}");
+        optional(find_program(name).is_some(), component, &text);
+    }
     match crate::sim::Sim::QemuKvm.unusable() {
         None => optional(true, "nested VT-x", "--sim qemu-kvm can be used"),
         Some(why) => optional(false, "nested VT-x", &format!("--sim qemu-kvm cannot be used: {why}")),

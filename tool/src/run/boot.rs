@@ -7,7 +7,7 @@ use crate::build::{Builder, image, kernel};
 use crate::sim::{Boot, Disk, Machine, Pace, Sim, start};
 use anyhow::{Context, Result, bail};
 use std::io::Write;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 /// Boots a root task (or a disk image) and prints the system log.
@@ -53,8 +53,8 @@ impl Show for Both {
 pub fn boot(builder: &Builder, args: &BootArgs) -> Result<i32> {
     let boot = match (&args.root_task, &args.disk) {
         (_, Some(image)) => Boot::Disk(Disk {
-            image: image.clone(),
-            option_rom: args.option_rom.clone(),
+            image: absolute(image)?,
+            option_rom: args.option_rom.as_deref().map(absolute).transpose()?,
             in_ram: Vec::new(),
         }),
         (Some(root_task), None) => {
@@ -62,13 +62,9 @@ pub fn boot(builder: &Builder, args: &BootArgs) -> Result<i32> {
             let kernel = kernel::build(builder, preset)?;
             match args.sim {
                 Sim::Qemu | Sim::QemuKvm => {
-                    let root_task = root_task
-                        .canonicalize()
-                        .with_context(|| root_task.display().to_string())?;
-                    Boot::Multiboot {
-                        kernel: kernel.elf32(),
-                        root_task,
-                    }
+                    let root_task = absolute(root_task)?;
+                    let kernel = kernel.elf32();
+                    Boot::Multiboot { kernel, root_task }
                 }
                 Sim::Bochs => image::root_task(builder, &kernel, &read(root_task)?, "boot")?.boot(args.sim),
             }
@@ -94,4 +90,9 @@ pub fn boot(builder: &Builder, args: &BootArgs) -> Result<i32> {
         report.folder.display()
     );
     Ok(report.outcome.exit_code())
+}
+
+/// Simulators run in folders of their own.
+fn absolute(path: &Path) -> Result<PathBuf> {
+    path.canonicalize().with_context(|| path.display().to_string())
 }

@@ -16,6 +16,8 @@ pub struct Watcher {
     prompt: Regex,
     line: Vec<u8>,
     escape: Escape,
+    /// A prompt was shown and not yet used; a kernel message after it does not take it back.
+    shown: bool,
 }
 
 /// Where in a terminal's escape sequence the console is.
@@ -34,6 +36,7 @@ impl Watcher {
             prompt,
             line: Vec::new(),
             escape: Escape::None,
+            shown: false,
         })
     }
 
@@ -54,16 +57,18 @@ impl Watcher {
                 }
             }
         }
+        self.shown |= !self.line.is_empty() && self.prompt.is_match(&String::from_utf8_lossy(&self.line));
     }
 
-    /// Whether the guest shows its prompt.
+    /// Whether the guest has shown its prompt since a line was typed.
     pub fn at_prompt(&self) -> bool {
-        !self.line.is_empty() && self.prompt.is_match(&String::from_utf8_lossy(&self.line))
+        self.shown
     }
 
     /// A line was typed: the prompt on the screen is used up.
     pub fn typed(&mut self) {
         self.line.clear();
+        self.shown = false;
     }
 }
 
@@ -84,6 +89,16 @@ mod tests {
         assert!(!watcher.at_prompt());
         watcher.console(b"# ");
         assert!(watcher.at_prompt());
+    }
+
+    #[test]
+    fn a_kernel_message_does_not_take_a_prompt_back() {
+        let mut watcher = Watcher::new(r"^/ # $").unwrap();
+        watcher.console(b"/ # ");
+        watcher.console(b"[    1.2] random: crng init done\r\n");
+        assert!(watcher.at_prompt());
+        watcher.typed();
+        assert!(!watcher.at_prompt());
     }
 
     #[test]
