@@ -47,11 +47,17 @@ pub fn run(report: &mut Report, objects: &mut Objects) {
             }
         }
         Err(error) => report.test("VCPU and EPT objects are refused without VT-x", || {
+            expect("the CPU has VT-x", cpu_has_vtx(), false)?;
             expect("VCPU", error, Error::InvalidArgument { arg: 0 })?;
             let ept = objects.object::<cap_type::EptPml4>(ObjectBlueprint::EptPml4);
             expect("EPT", ept, Err(Error::InvalidArgument { arg: 0 }))
         }),
     }
+}
+
+fn cpu_has_vtx() -> bool {
+    // SDM vol. 2, CPUID leaf 1: ECX bit 5 is VMX.
+    core::arch::x86_64::__cpuid(1).ecx & 1 << 5 != 0
 }
 
 struct Vm {
