@@ -128,8 +128,16 @@ impl<C: Console> Platform<C> {
         if port == TEST_EXIT && self.test_exit {
             let value = value & all_ones(size) as u32;
             self.event = Some(PlatformEvent::TestExit(value << 1 | 1));
-            return;
+        } else if size == 1 {
+            let taken = self.write_port(now, port, value as u8);
+            self.absent.ports += u64::from(!taken);
+        } else {
+            self.write_wide(now, port, size, value);
         }
+    }
+
+    #[cold]
+    fn write_wide(&mut self, now: Ticks, port: u16, size: u8, value: u32) {
         // The ISA bus splits a wide access into bytes at consecutive ports.
         let bytes = value.to_le_bytes();
         let mut taken = false;
@@ -181,8 +189,12 @@ impl<C: Console> Platform<C> {
 
     /// Brings the interrupt lines to `now`. Other calls do so themselves where it matters.
     pub fn advance(&mut self, now: Ticks) {
-        if now >= self.timer_due || now >= self.clock_due {
+        if now >= self.timer_due {
             self.catch_up(now);
+        }
+        if now >= self.clock_due {
+            self.cmos.rtc_mut().sync(now);
+            self.drive_clock();
         }
     }
 
@@ -346,8 +358,6 @@ impl<C: Console> Platform<C> {
             self.pic.set_line(IRQ_TIMER, false);
             self.pic.set_line(IRQ_TIMER, true);
         }
-        self.cmos.rtc_mut().sync(now);
-        self.drive_clock();
         self.schedule(now);
     }
 

@@ -5,7 +5,7 @@ use super::{
     LoadError, acpi,
     error::Part,
     file::Table,
-    ram::{EBDA, FIRMWARE_DATA_END, ROM, Ram, VGA_HOLE},
+    ram::{EBDA, EXPANSION_ROM, FIRMWARE_DATA_END, ROM, Ram, VGA_HOLE},
 };
 use crate::guest_mem::GuestMemory;
 use umbra_mmu_abi::Gpa;
@@ -48,7 +48,7 @@ pub struct CpuTables {
     pub stack_top: u64,
 }
 
-/// Fills in the BIOS data area and the EBDA's size.
+/// Fills in the BIOS data area, the EBDA's size, and an expansion ROM area without ROMs.
 pub fn write_data_areas(mem: &mut impl GuestMemory, ram: &Ram) -> Result<(), LoadError> {
     if !ram.has_firmware_data() {
         return Err(LoadError::OutsideRam {
@@ -65,6 +65,12 @@ pub fn write_data_areas(mem: &mut impl GuestMemory, ram: &Ram) -> Result<(), Loa
     mem.write(Gpa::new(BDA), bda.bytes())?;
     if ram.has_ebda() {
         mem.write(Gpa::new(EBDA), &[((VGA_HOLE - EBDA) >> 10) as u8])?;
+    }
+    if ram.has_expansion_rom() {
+        // Kernels scan this area for ROMs. Memory that reads as an empty bus spares an exit for every read.
+        for page in (EXPANSION_ROM..ROM).step_by(PAGE) {
+            mem.write(Gpa::new(page), &[0xff; PAGE])?;
+        }
     }
     Ok(())
 }

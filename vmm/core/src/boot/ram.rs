@@ -11,6 +11,8 @@ pub const FIRMWARE_DATA_END: u64 = 0x1000;
 pub const EBDA: u64 = 0x9_fc00;
 /// End of the EBDA and start of the VGA hole.
 pub const VGA_HOLE: u64 = 0xa_0000;
+/// Where expansion cards have their ROMs.
+pub const EXPANSION_ROM: u64 = 0xc_0000;
 /// Firmware ROM.
 pub const ROM: u64 = 0xe_0000;
 /// End of the ROM and start of extended memory.
@@ -59,8 +61,9 @@ enum From {
 pub struct Ram {
     /// RAM that kernels may use, ascending, adjacent regions joined; without the PC's firmware area.
     usable: Vec<Range>,
-    /// Does anything (RAM or ROM) back all of `ROM..HIGH_MEMORY`, and the EBDA?
+    /// Does anything (RAM or ROM) back all of `ROM..HIGH_MEMORY`, `EXPANSION_ROM..ROM`, the EBDA?
     has_rom: bool,
+    has_expansion_rom: bool,
     has_ebda: bool,
     claims: Vec<(Part, Range)>,
     /// Bytes that will be placed after the kernel; counted when memory is too small.
@@ -88,6 +91,7 @@ impl Ram {
         let mut ram = Self {
             usable,
             has_rom: covers(ROM, HIGH_MEMORY),
+            has_expansion_rom: covers(EXPANSION_ROM, ROM),
             has_ebda: covers(EBDA, VGA_HOLE),
             claims: Vec::new(),
             to_come,
@@ -125,6 +129,11 @@ impl Ram {
     /// Something backs the ROM area.
     pub fn has_rom(&self) -> bool {
         self.has_rom
+    }
+
+    /// Something backs the expansion ROM area.
+    pub fn has_expansion_rom(&self) -> bool {
+        self.has_expansion_rom
     }
 
     /// RAM backs the extended BIOS data area.

@@ -194,6 +194,14 @@ fn firmware_data_areas_are_filled() {
 }
 
 #[test]
+fn an_expansion_rom_area_reads_as_an_empty_bus() {
+    let mut memory = Memory::of(&[(0, 640 * K, false), (0xc0000, M, true), (M, 8 * M, false)]);
+    load(&mut memory, &images(&multiboot::kernel())).unwrap();
+    assert!(memory.bytes(0xc0000, 0x20000).iter().all(|&byte| byte == 0xff));
+    assert_ne!(memory.bytes(0xe0000, 1), [0xff]);
+}
+
+#[test]
 fn acpi_tables_are_in_the_rom_or_in_the_ebda() {
     let kernel = vmlinux::pvh(2);
     let with_acpi = Images {
