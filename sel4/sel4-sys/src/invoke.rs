@@ -79,15 +79,8 @@ pub fn invoke_slice(service: u64, label: u64, caps: &[u64], words: &[u64]) -> Re
     let mut mrs = [0; REGISTER_MESSAGE_WORDS];
     let in_registers = words.len().min(REGISTER_MESSAGE_WORDS);
     mrs[..in_registers].copy_from_slice(&words[..in_registers]);
-    let buffer = ipc_buffer();
-    // SAFETY: the buffer is mapped (set_ipc_buffer) and no reference into it is alive; indices are checked.
-    unsafe {
-        for (i, cap) in caps.iter().enumerate() {
-            (*buffer).caps_or_badges[i] = *cap;
-        }
-        for (i, word) in words.iter().enumerate().skip(REGISTER_MESSAGE_WORDS) {
-            (*buffer).msg[i] = *word;
-        }
+    if !caps.is_empty() || words.len() > REGISTER_MESSAGE_WORDS {
+        store_rest(caps, words);
     }
     let info = sys::seL4_MessageInfo::new(label, 0, caps.len() as u64, words.len() as u64);
     let message = call(service, info, mrs);
@@ -97,5 +90,20 @@ pub fn invoke_slice(service: u64, label: u64, caps: &[u64], words: &[u64]) -> Re
             label,
             mrs: message.mrs,
         }),
+    }
+}
+
+/// Puts what does not travel in registers into the IPC buffer.
+#[inline(always)]
+fn store_rest(caps: &[u64], words: &[u64]) {
+    let buffer = ipc_buffer();
+    // SAFETY: the buffer is mapped (set_ipc_buffer) and no reference into it is alive; indices are checked.
+    unsafe {
+        for (i, cap) in caps.iter().enumerate() {
+            (*buffer).caps_or_badges[i] = *cap;
+        }
+        for (i, word) in words.iter().enumerate().skip(REGISTER_MESSAGE_WORDS) {
+            (*buffer).msg[i] = *word;
+        }
     }
 }

@@ -29,19 +29,19 @@ pub enum VmExit {
     },
 }
 
-/// Runs the guest. An exit and the next entry take 500 ticks.
+/// Runs the guest. An exit and the next entry take 690 ticks.
 #[inline(always)]
 pub fn vm_enter(entry: VmEntry) -> VmExit {
     vm_enter_with(entry, [])
 }
 
-/// Runs the guest with a new RAX, in the same time: the answer to `IN` or a hypercall.
+/// Runs the guest with a new RAX, in nearly the same time: the answer to `IN` or a hypercall.
 #[inline(always)]
 pub fn vm_enter_with_rax(entry: VmEntry, rax: Word) -> VmExit {
     vm_enter_with(entry, [rax])
 }
 
-/// Runs the guest with all registers of [`GuestRegisters`] new.
+/// Runs the guest with all registers of [`GuestRegisters`] new: 210 ticks more.
 #[inline(always)]
 pub fn vm_enter_with_registers(entry: VmEntry, registers: &GuestRegisters) -> VmExit {
     vm_enter_with(entry, *registers.as_words())

@@ -2,7 +2,7 @@
 //! Do capabilities, rights and the kernel's errors arrive as they are?
 
 use crate::objects::Objects;
-use crate::report::{Check, Report, allowed, expect, ticks};
+use crate::report::{Check, Report, allowed, expect, ticks, ticks_after};
 use sel4::cap::{Endpoint, Untyped, cap_type};
 use sel4::init_thread::slot;
 use sel4::{BootInfo, CapRights, Error, LookupFailure, ObjectBlueprint};
@@ -18,12 +18,20 @@ pub fn run(report: &mut Report, objects: &mut Objects, bootinfo: &BootInfo) {
         .expect("memory for a page");
     let copy = objects.slot::<cap_type::SmallPage>();
     let (from, to) = (slot::CNODE.absolute_cptr(page), slot::CNODE.absolute_cptr(copy));
-    report.measured("copy and delete of a capability", {
-        ticks(|| {
-            to.copy(&from, CapRights::ALL).expect("copy");
-            to.delete().expect("delete");
-        })
-    });
+    let delete = || to.delete().expect("delete");
+    let make = || to.copy(&from, CapRights::ALL).expect("copy");
+    report.measured("copy of a capability", ticks_after(delete, make));
+    delete();
+    report.measured("deletion of a copy", ticks_after(make, delete));
+    let memory: Untyped = objects
+        .object(ObjectBlueprint::Untyped { size_bits: 12 })
+        .expect("memory");
+    let revoke = || slot::CNODE.absolute_cptr(memory).revoke().expect("revoke");
+    let retype = || {
+        let made = memory.untyped_retype(ObjectBlueprint::Tcb, &Objects::cnode(), copy.bits(), 1);
+        made.expect("retype");
+    };
+    report.measured("retype of a thread", ticks_after(revoke, retype));
     report.measured(
         "invocation with 2 words (port out)",
         ticks(|| slot::IO_PORT.ioport_out8(0x2ff, 1).expect("out")),

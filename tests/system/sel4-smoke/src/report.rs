@@ -83,9 +83,15 @@ pub fn allowed<T>(what: &str, result: sel4::Result<T>) -> Result<T, alloc::strin
 }
 
 /// Ticks that `f` takes: the least of several runs.
-pub fn ticks(mut f: impl FnMut()) -> u64 {
+pub fn ticks(f: impl FnMut()) -> u64 {
+    ticks_after(|| {}, f)
+}
+
+/// Ticks that `f` takes, each time after `before`.
+pub fn ticks_after(mut before: impl FnMut(), mut f: impl FnMut()) -> u64 {
     let mut least = u64::MAX;
     for _ in 0..16 {
+        before();
         let start = timestamp();
         f();
         least = least.min(timestamp() - start);
