@@ -48,6 +48,13 @@ pub struct Machine {
 pub enum Problem {
     /// The kernel has no virtual CPUs: the processor lacks VT-x, or the firmware switched it off.
     NoVtx,
+    /// The machine has less memory than the guest shall have.
+    Memory {
+        /// Bytes for the guest and its tables.
+        need: u64,
+        /// Bytes that are free.
+        free: u64,
+    },
     /// Memory, slots, or a refused kernel call.
     Failure(Failure),
     /// A component is not in the bundle, or corrupt.
@@ -66,6 +73,14 @@ impl fmt::Display for Problem {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::NoVtx => f.write_str("no VT-x on this machine: virtual machines cannot run"),
+            Self::Memory { need, free } => {
+                write!(
+                    f,
+                    "its memory takes {} MiB, {} MiB are free",
+                    need.div_ceil(1 << 20),
+                    free >> 20
+                )
+            }
             Self::Failure(failure) => failure.fmt(f),
             Self::Bundle(error) => error.fmt(f),
             Self::Missing(image) => write!(f, "the bundle has no entry '{image}'"),
@@ -126,6 +141,11 @@ impl Factory<'_> {
     /// Builds the VM with this number; nothing of it runs yet.
     pub fn machine(&mut self, number: u16) -> Result<Machine, Problem> {
         let vm = &self.system.vms[usize::from(number)];
+        let need = vm.slots.iter().map(|slot| slot.len).sum::<u64>() + vm.table_memory;
+        let free = self.kernel.free_memory();
+        if need > free {
+            return Err(Problem::Memory { need, free });
+        }
         let vcpu: cap::VCpu = self.kernel.alloc(ObjectBlueprint::VCpu).map_err(no_vtx)?;
         let ept: cap::EptPml4 = self.kernel.alloc(ObjectBlueprint::EptPml4)?;
         init_thread::slot::ASID_POOL

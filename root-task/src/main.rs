@@ -43,8 +43,15 @@ fn main(bootinfo: &BootInfoPtr) -> ! {
     );
     let status = match run(&mut kernel, &system, bundle) {
         Ok(clean) => u8::from(!clean),
-        Err(problem) => {
+        Err(Stop { vm: None, problem }) => {
             say!("{problem}");
+            1
+        }
+        Err(Stop {
+            vm: Some(name),
+            problem,
+        }) => {
+            say!("vm {name} cannot be built: {problem}");
             1
         }
     };
@@ -71,8 +78,27 @@ fn take_ports(kernel: &mut Kernel, system: &System) -> Result<Option<cap::IOPort
     Ok(Some(cap::IOPort::from_bits(slot)))
 }
 
+/// Why no VM was started.
+struct Stop<'a> {
+    /// The VM that cannot be built, if it is one's fault.
+    vm: Option<&'a str>,
+    problem: Problem,
+}
+
+impl From<Problem> for Stop<'_> {
+    fn from(problem: Problem) -> Self {
+        Self { vm: None, problem }
+    }
+}
+
+impl From<Failure> for Stop<'_> {
+    fn from(failure: Failure) -> Self {
+        Problem::from(failure).into()
+    }
+}
+
 /// Builds, audits, starts and supervises all VMs. True: all of them ended as their guests wanted.
-fn run(kernel: &mut Kernel, system: &System, bundle: Bundle) -> Result<bool, Problem> {
+fn run<'a>(kernel: &mut Kernel, system: &'a System, bundle: Bundle) -> Result<bool, Stop<'a>> {
     let tsc_hz = tsc::frequency(init_thread::slot::IO_PORT).map_err(Failure::kernel("read the PIT"))?;
     let supervisor = kernel.alloc_endpoint(Port::Supervisor)?;
     let payload = Window::new(kernel, system.payload)?;
@@ -84,10 +110,17 @@ fn run(kernel: &mut Kernel, system: &System, bundle: Bundle) -> Result<bool, Pro
         supervisor,
         tsc_hz,
     };
-    let numbers = 0..system.vms.len() as u16;
-    let machines = numbers
-        .map(|number| factory.machine(number))
-        .collect::<Result<Vec<Machine>, Problem>>()?;
+    let mut machines: Vec<Machine> = Vec::new();
+    for (number, vm) in system.vms.iter().enumerate() {
+        let machine = factory.machine(number as u16).map_err(|problem| match problem {
+            Problem::NoVtx => Stop::from(problem),
+            _ => Stop {
+                vm: Some(&vm.name),
+                problem,
+            },
+        })?;
+        machines.push(machine);
+    }
 
     kernel.drop_authority()?;
     let facts: Vec<_> = machines.iter().map(Machine::facts).collect();
