@@ -1,0 +1,193 @@
+// SPDX-License-Identifier: MIT OR Apache-2.0
+//! The physical 16550 behind the guest's serial port: the guest does not wait for the line until a long buffer is full.
+
+use alloc::collections::VecDeque;
+use sel4::cap;
+use umbra_vmm_core::platform::Console;
+
+/// Register offsets and bits (National Semiconductor PC16550D).
+mod reg {
+    pub const DATA: u16 = 0;
+    pub const IER: u16 = 1;
+    pub const IIR: u16 = 2;
+    pub const FCR: u16 = 2;
+    pub const LCR: u16 = 3;
+    pub const MCR: u16 = 4;
+    pub const LSR: u16 = 5;
+
+    pub const IER_RECEIVED: u8 = 1 << 0;
+    pub const IER_TRANSMITTER_EMPTY: u8 = 1 << 1;
+    pub const FCR_ENABLE_AND_CLEAR: u8 = 0x07;
+    pub const LCR_8N1: u8 = 0x03;
+    pub const LCR_DLAB: u8 = 0x80;
+    /// DTR, RTS, and OUT2: on a PC it lets the interrupt through.
+    pub const MCR_ON: u8 = 0x0b;
+    pub const LSR_DATA_READY: u8 = 1 << 0;
+    pub const LSR_TRANSMITTER_EMPTY: u8 = 1 << 5;
+    pub const IIR_NONE_PENDING: u8 = 1 << 0;
+}
+
+/// Bytes that an empty transmitter takes at once.
+const FIFO: usize = 16;
+/// Bytes that wait for the line before the guest does.
+const WAITING: usize = 16 * 1024;
+
+/// The line, and what waits on either side of it.
+pub struct Uart {
+    port: cap::IOPort,
+    irq: cap::IrqHandler,
+    base: u16,
+    output: VecDeque<u8>,
+    input: VecDeque<u8>,
+    /// Bytes that the transmitter takes without being asked.
+    room: usize,
+    interrupts: u8,
+}
+
+impl Uart {
+    /// Programs the UART: 115200 baud, 8N1, FIFOs on, interrupt on reception.
+    ///
+    /// # Errors
+    /// The capability does not cover the ports.
+    pub fn new(port: cap::IOPort, irq: cap::IrqHandler, base: u16) -> sel4::Result<Self> {
+        let uart = Self {
+            port,
+            irq,
+            base,
+            output: VecDeque::with_capacity(WAITING),
+            input: VecDeque::with_capacity(256),
+            room: 0,
+            interrupts: reg::IER_RECEIVED,
+        };
+        for (register, value) in [
+            (reg::IER, 0),
+            (reg::LCR, reg::LCR_DLAB | reg::LCR_8N1),
+            (reg::DATA, 1),
+            (reg::IER, 0),
+            (reg::LCR, reg::LCR_8N1),
+            (reg::FCR, reg::FCR_ENABLE_AND_CLEAR),
+            (reg::MCR, reg::MCR_ON),
+            (reg::IER, reg::IER_RECEIVED),
+        ] {
+            port.ioport_out8(base + register, value)?;
+        }
+        irq.irq_handler_ack()?;
+        Ok(uart)
+    }
+
+    fn read(&self, register: u16) -> u8 {
+        // The capability covers all registers: `new` has used it.
+        self.port.ioport_in8(self.base + register).unwrap_or(0xff)
+    }
+
+    fn write(&self, register: u16, value: u8) {
+        let _ = self.port.ioport_out8(self.base + register, value);
+    }
+
+    /// Sends what the transmitter takes; asks for an interrupt exactly while something waits.
+    fn push(&mut self) {
+        while !self.output.is_empty() {
+            if self.room == 0 {
+                if self.read(reg::LSR) & reg::LSR_TRANSMITTER_EMPTY == 0 {
+                    break;
+                }
+                self.room = FIFO;
+            }
+            if let Some(byte) = self.output.pop_front() {
+                self.write(reg::DATA, byte);
+                self.room -= 1;
+            }
+        }
+        let waiting = if self.output.is_empty() {
+            0
+        } else {
+            reg::IER_TRANSMITTER_EMPTY
+        };
+        let wanted = reg::IER_RECEIVED | waiting;
+        if wanted != self.interrupts {
+            self.interrupts = wanted;
+            self.write(reg::IER, wanted);
+        }
+    }
+
+    fn pull(&mut self) {
+        while self.read(reg::LSR) & reg::LSR_DATA_READY != 0 {
+            let byte = self.read(reg::DATA);
+            if byte == 0xff && self.read(reg::LSR) == 0xff {
+                return; // nothing there
+            }
+            self.input.push_back(byte);
+        }
+    }
+
+    /// The interrupt came (or may have): moves bytes in both directions until the UART is quiet.
+    pub fn service(&mut self) {
+        // The interrupt is an edge: it comes again only after the request line has been low.
+        for _ in 0..64 {
+            self.pull();
+            self.push();
+            if self.read(reg::IIR) & reg::IIR_NONE_PENDING != 0 {
+                break;
+            }
+        }
+        let _ = self.irq.irq_handler_ack();
+    }
+
+    /// Waits until everything is on the line.
+    pub fn drain(&mut self) {
+        while !self.output.is_empty() {
+            self.push();
+        }
+    }
+}
+
+/// The console of a guest.
+pub enum GuestConsole {
+    /// A physical line.
+    Line(Uart),
+    /// None: output is dropped.
+    Nothing,
+}
+
+impl GuestConsole {
+    /// See `Uart::service`.
+    pub fn service(&mut self) {
+        match self {
+            Self::Line(uart) => uart.service(),
+            Self::Nothing => {}
+        }
+    }
+
+    /// See `Uart::drain`.
+    pub fn drain(&mut self) {
+        match self {
+            Self::Line(uart) => uart.drain(),
+            Self::Nothing => {}
+        }
+    }
+}
+
+impl Console for GuestConsole {
+    fn put(&mut self, byte: u8) {
+        match self {
+            Self::Line(uart) => {
+                while uart.output.len() >= WAITING {
+                    uart.push();
+                }
+                uart.output.push_back(byte);
+                // While an interrupt is to come, it carries on.
+                if uart.room > 0 || uart.interrupts & reg::IER_TRANSMITTER_EMPTY == 0 {
+                    uart.push();
+                }
+            }
+            Self::Nothing => {}
+        }
+    }
+
+    fn get(&mut self) -> Option<u8> {
+        match self {
+            Self::Line(uart) => uart.input.pop_front(),
+            Self::Nothing => None,
+        }
+    }
+}
