@@ -51,6 +51,9 @@ target_compile_options(kernel.elf PRIVATE $<$<COMPILE_LANGUAGE:C>:
 target_link_options(kernel.elf PRIVATE -m64 -nostdlib -static -no-pie -Wl,--build-id=none -Wl,-n -Wl,-z,noexecstack
     -Wl,-z,max-page-size=4096 -Wl,--no-warn-rwx-segments "-T${linker_script}")
 
+# With several cores the kernel counts bits, for which the compiler calls its own library.
+target_link_libraries(kernel.elf PRIVATE gcc)
+
 # Multiboot loaders take a 32-bit file.
 add_custom_command(OUTPUT "${CMAKE_BINARY_DIR}/kernel32.elf"
     COMMAND "${UMBRA_OBJCOPY}" -O elf32-i386 "$<TARGET_FILE:kernel.elf>" "${CMAKE_BINARY_DIR}/kernel32.elf"
