@@ -76,16 +76,11 @@ impl Bench<'_> {
             apply(damage, &mut payload)?;
         }
         let label = format!("case-{}-{}", case.name, sim.name());
-        let policy = case.policy.as_ref().map(|wishes| {
-            let mut policy = description.clone();
-            policy.merge_into_vms(wishes);
-            policy
-        });
-        let image = image::system_with_policy(
+        let image = image::system(
             self.builder,
             self.kernel,
             self.programs,
-            (description, policy),
+            description,
             &payload,
             image::Ports::Two,
             &label,
