@@ -8,9 +8,10 @@ use crate::{
     cpio::Archive,
     deb,
     manifest::{Form, Guest, Initramfs, Manifest, Package},
+    test_guests::{TestGuest, build_test_guest, test_guests},
     vmlinux::extract,
 };
-use anyhow::{Context, Result, bail, ensure};
+use anyhow::{Context, Result, anyhow, bail, ensure};
 use sha2::{Digest, Sha256};
 use std::{
     collections::BTreeMap,
@@ -45,7 +46,7 @@ pub struct PreparedGuest {
     pub plain: String,
     /// RAM in bytes.
     pub memory: u64,
-    /// Regular expression for the console's last line: the guest is up.
+    /// Regular expression (`^` is the start of a line), looked for in the console's output: the guest is up.
     pub prompt: String,
     /// Things that the user should know: a package that is not the tested one.
     pub notices: Vec<String>,
@@ -85,12 +86,23 @@ impl Images {
         &self.manifest
     }
 
-    /// Makes a guest's files in `out`, which is created. `progress` hears of steps that take long.
+    /// The small guests of our own, for tests.
+    ///
+    /// # Errors
+    /// Their folder cannot be read, or a file's head is wrong.
+    pub fn test_guests(&self) -> Result<Vec<TestGuest>> {
+        test_guests(&self.sources)
+    }
+
+    /// Makes a guest's files in `out`, which is created: of a guest of the manifest, or of a test guest. `progress` hears
+    /// of steps that take long.
     ///
     /// # Errors
     /// There is no such guest, or a package cannot be had or is damaged.
     pub fn prepare(&self, name: &str, out: &Path, progress: &dyn Fn(&str)) -> Result<PreparedGuest> {
-        let guest = self.manifest.guest(name)?;
+        let Some(guest) = self.manifest.guests.get(name) else {
+            return self.prepare_test_guest(name, out);
+        };
         for folder in [out, &self.cache.join("packages"), &self.cache.join("files")] {
             fs::create_dir_all(folder).with_context(|| format!("cannot create {}", folder.display()))?;
         }
@@ -121,6 +133,31 @@ impl Images {
             memory: u64::from(guest.memory_mib) << 20,
             prompt: guest.prompt.clone(),
             notices: packages.into_values().filter_map(|package| package.notice).collect(),
+        })
+    }
+
+    fn prepare_test_guest(&self, name: &str, out: &Path) -> Result<PreparedGuest> {
+        let Some(guest) = self.test_guests()?.into_iter().find(|guest| guest.name == name) else {
+            // Not one of ours either: say which there are.
+            return Err(self
+                .manifest
+                .guest(name)
+                .err()
+                .unwrap_or_else(|| anyhow!("there is no guest {name}")));
+        };
+        fs::create_dir_all(out).with_context(|| format!("cannot create {}", out.display()))?;
+        let kernel = out.join("kernel");
+        build_test_guest(&self.sources, name, &kernel)?;
+        Ok(PreparedGuest {
+            name: name.into(),
+            kernel,
+            initrd: None,
+            modules: Vec::new(),
+            tuned: guest.cmdline.clone(),
+            plain: guest.cmdline,
+            memory: u64::from(guest.memory_mib) << 20,
+            prompt: guest.prompt,
+            notices: Vec::new(),
         })
     }
 

@@ -11,6 +11,7 @@ pub mod guests;
 pub mod loader;
 pub mod manifest;
 mod nasm;
+pub mod test_guests;
 mod vmlinux;
 
 pub use compact::{CompactError, compact};

@@ -26,7 +26,7 @@ impl Loader {
     pub fn assemble(work: &Path) -> Result<Loader> {
         let sources = Path::new(env!("CARGO_MANIFEST_DIR")).join("loader");
         std::fs::create_dir_all(work).with_context(|| format!("cannot create {}", work.display()))?;
-        let stages = assemble(&sources.join("boot.asm"), &sources, &work.join("loader.bin"))?;
+        let stages = assemble(&sources.join("boot.asm"), &work.join("loader.bin"))?;
         ensure!(
             stages.len() == LOADED_BYTES,
             "the loader has {} bytes, not {LOADED_BYTES}",
@@ -36,7 +36,7 @@ impl Loader {
             stages[TABLE..].starts_with(b"UMBTABLE\x01"),
             "the loader and src/disk.rs disagree about the table"
         );
-        let mut option_rom = assemble(&sources.join("option-rom.asm"), &sources, &work.join("option-rom.bin"))?;
+        let mut option_rom = assemble(&sources.join("option-rom.asm"), &work.join("option-rom.bin"))?;
         close_checksum(&mut option_rom);
         Ok(Loader { stages, option_rom })
     }

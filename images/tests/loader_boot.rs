@@ -1,23 +1,16 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
 //! Does the boot loader hand over a machine as multiboot promises, in Bochs and in QEMU? (Needs nasm and the simulators.)
 
+mod simulators;
+
 use std::{
     fs,
     path::{Path, PathBuf},
-    process::{Command, Stdio},
-    time::{Duration, Instant},
+    process::Command,
 };
 use umbra_images::{disk::BootImage, loader::Loader};
 
 const PAYLOAD_PADDR: u64 = 0x200_0000;
-
-/// A folder of this test's own.
-fn folder(name: &str) -> PathBuf {
-    let path = Path::new(env!("CARGO_TARGET_TMPDIR")).join("loader").join(name);
-    let _ = fs::remove_dir_all(&path);
-    fs::create_dir_all(&path).unwrap();
-    path
-}
 
 fn probe(work: &Path) -> Vec<u8> {
     let source = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/loader-probe.asm");
@@ -58,11 +51,10 @@ struct Case {
     disk: umbra_images::disk::Disk,
     root_task: Vec<u8>,
     payload: Vec<u8>,
-    rom: PathBuf,
 }
 
 fn case(name: &str, payload_len: usize) -> Case {
-    let work = folder(name);
+    let work = simulators::folder("loader", name);
     let loader = Loader::assemble(&work).unwrap();
     let mut root_task = sample(700_001, 3);
     root_task[..4].copy_from_slice(b"\x7fELF");
@@ -79,87 +71,23 @@ fn case(name: &str, payload_len: usize) -> Case {
         cmdline: "console_port=0x2f8 a \"b\"",
     };
     let disk = image.build(&loader).unwrap();
-    let rom = work.join("rom.bin");
-    fs::write(&rom, &loader.option_rom).unwrap();
+    fs::write(work.join("rom.bin"), &loader.option_rom).unwrap();
     fs::write(work.join("disk.img"), &disk.bytes).unwrap();
     Case {
         work,
         disk,
         root_task,
         payload,
-        rom,
     }
-}
-
-/// Runs a simulator until it ends by itself; the text on COM1.
-fn run(mut command: Command, serial: &Path) -> String {
-    let mut child = command
-        .stdin(Stdio::null())
-        .stdout(Stdio::null())
-        .stderr(Stdio::null())
-        .spawn()
-        .unwrap();
-    let start = Instant::now();
-    while child.try_wait().unwrap().is_none() {
-        if start.elapsed() > Duration::from_secs(60) {
-            child.kill().unwrap();
-            panic!(
-                "no end after 60 s; COM1:\n{}",
-                fs::read_to_string(serial).unwrap_or_default()
-            );
-        }
-        std::thread::sleep(Duration::from_millis(20));
-    }
-    String::from_utf8_lossy(&fs::read(serial).unwrap_or_default()).replace('\r', "")
 }
 
 fn qemu(case: &Case, megabytes: u32) -> String {
-    let serial = case.work.join("qemu.serial");
-    let mut command = Command::new("qemu-system-x86_64");
-    command.args([
-        "-display",
-        "none",
-        "-no-reboot",
-        "-device",
-        "isa-debug-exit,iobase=0xf4",
-    ]);
-    command.arg("-m").arg(megabytes.to_string());
-    command
-        .arg("-drive")
-        .arg(format!("format=raw,file={}", case.work.join("disk.img").display()));
-    command.arg("-serial").arg(format!("file:{}", serial.display()));
-    run(command, &serial)
+    let drive = format!("format=raw,file={}", case.work.join("disk.img").display());
+    simulators::qemu(&case.work, megabytes, &["-drive", &drive]).0
 }
 
 fn bochs(case: &Case, megabytes: u32, rom: bool) -> String {
-    let serial = case.work.join("bochs.serial");
-    let work = case.work.display();
-    let rom = if rom {
-        format!("optromimage1: file={}, address=0xd0000\n", case.rom.display())
-    } else {
-        String::new()
-    };
-    let config = format!(
-        "megs: {megabytes}\nromimage: file=/usr/share/bochs/BIOS-bochs-latest\n\
-         vgaromimage: file=/usr/share/bochs/VGABIOS-lgpl-latest\n\
-         cpu: model=corei7_haswell_4770, count=1, ips=50000000, reset_on_triple_fault=0\n\
-         com1: enabled=1, mode=file, dev={}\nlog: {work}/bochs.log\n\
-         display_library: rfb, options=\"timeout=0\"\npanic: action=fatal\nerror: action=report\ninfo: action=report\n\
-         clock: sync=none\nboot: disk\n\
-         ata0-master: type=disk, path={work}/disk.img, mode=flat, cylinders={}, heads=16, spt=63\n{rom}",
-        serial.display(),
-        case.disk.cylinders,
-    );
-    fs::write(case.work.join("bochsrc"), config).unwrap();
-    fs::write(case.work.join("rc"), "c\n").unwrap();
-    let mut command = Command::new("bochs-bin");
-    command
-        .arg("-q")
-        .arg("-f")
-        .arg(case.work.join("bochsrc"))
-        .arg("-rc")
-        .arg(case.work.join("rc"));
-    run(command, &serial)
+    simulators::bochs(&case.work, case.disk.cylinders, megabytes, rom)
 }
 
 /// The number that the probe printed under this name.
