@@ -41,6 +41,15 @@ impl Description {
         merge(&mut self.table, wishes);
     }
 
+    /// Merges `wishes` into every VM.
+    pub fn merge_into_vms(&mut self, wishes: &Table) {
+        for vm in self.table.get_mut("vm").and_then(Value::as_array_mut).into_iter().flatten() {
+            if let Value::Table(vm) = vm {
+                merge(vm, wishes);
+            }
+        }
+    }
+
     /// Leaves only the first VM, and returns it to be changed.
     pub fn only_vm(&mut self) -> Result<&mut Table> {
         match self.table.get_mut("vm") {

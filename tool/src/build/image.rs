@@ -109,21 +109,39 @@ pub fn system(
     builder: &Builder,
     kernel: &Kernel,
     programs: &Programs,
-    mut description: Description,
+    description: Description,
+    payload: &[u8],
+    ports: Ports,
+    label: &str,
+) -> Result<SystemImage> {
+    system_with_policy(builder, kernel, programs, (description, None), payload, ports, label)
+}
+
+/// The same; the root task's audit compares with the second description if there is one.
+pub fn system_with_policy(
+    builder: &Builder,
+    kernel: &Kernel,
+    programs: &Programs,
+    (mut description, mut policy): (Description, Option<Description>),
     payload: &[u8],
     ports: Ports,
     label: &str,
 ) -> Result<SystemImage> {
     if !payload.is_empty() {
         let length = i64::try_from(payload.len()).context("the guest files are too large")?;
-        description.set(
-            "payload",
-            toml::Table::from_iter([("length".to_owned(), length.into())]),
-        );
+        for description in [Some(&mut description), policy.as_mut()].into_iter().flatten() {
+            description.set(
+                "payload",
+                toml::Table::from_iter([("length".to_owned(), length.into())]),
+            );
+        }
     }
     let system = description.compile()?;
     let system_bytes = postcard::to_allocvec(&system).context("the compiled system")?;
     let mut entries = vec![("system", &system_bytes[..])];
+    let policy = policy.map(|policy| policy.compile()).transpose()?;
+    let policy_bytes = policy.as_ref().map(postcard::to_allocvec).transpose().context("the compiled policy")?;
+    entries.extend(policy_bytes.iter().map(|bytes| ("policy", &bytes[..])));
     let packages = packages(&system);
     for package in &packages[1..] {
         entries.push((package, programs.get(package)?));

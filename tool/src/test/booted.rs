@@ -76,11 +76,16 @@ impl Bench<'_> {
             apply(damage, &mut payload)?;
         }
         let label = format!("case-{}-{}", case.name, sim.name());
-        let image = image::system(
+        let policy = case.policy.as_ref().map(|wishes| {
+            let mut policy = description.clone();
+            policy.merge_into_vms(wishes);
+            policy
+        });
+        let image = image::system_with_policy(
             self.builder,
             self.kernel,
             self.programs,
-            description,
+            (description, policy),
             &payload,
             image::Ports::Two,
             &label,

@@ -28,6 +28,9 @@ pub struct Case {
     /// Keys of the description's top level to set.
     #[serde(default)]
     pub system: Table,
+    /// Keys to set in every VM of a second description: the capability audit then compares with that one.
+    #[serde(default)]
+    pub policy: Option<Table>,
     /// What is done to the guest's files before they are packed.
     #[serde(default)]
     pub damage: Vec<Damage>,
@@ -49,7 +52,7 @@ pub struct Case {
     /// Patterns that no line of the system log matches.
     #[serde(default)]
     pub log_lacks: Vec<String>,
-    /// How each VM stops, in the order of the VMs: as `power-off` or `test-exit 3`.
+    /// How each VM stops, in the order of the VMs: as `power-off` or `test-exit 3`. Empty with `policy`.
     #[serde(default)]
     pub stopped: Vec<String>,
     /// Exit status of the run.
@@ -136,7 +139,7 @@ impl Case {
         ensure!(!case.vm.is_empty(), "there is no [[vm]]");
         ensure!(!case.sims.is_empty(), "there is no simulator");
         ensure!(
-            case.refused.is_some() || case.stopped.len() == case.vm.len(),
+            case.refused.is_some() || case.policy.is_some() || case.stopped.len() == case.vm.len(),
             "stopped has {} entries for {} VMs",
             case.stopped.len(),
             case.vm.len()
@@ -216,6 +219,15 @@ impl Case {
         let log: Vec<&str> = report.log.iter().map(String::as_str).collect();
         in_order("the system log", &self.log, &log)?;
         absent("the system log", &self.log_lacks, &log)
+    }
+}
+
+impl Case {
+    /// Components that it starts instead of the system's own.
+    pub fn components(&self) -> impl Iterator<Item = &str> {
+        let components = self.system.get("component").and_then(toml::Value::as_table);
+        let images = components.into_iter().flat_map(|table| table.values().filter_map(|c| c.get("image")));
+        images.filter_map(toml::Value::as_str)
     }
 }
 

@@ -36,6 +36,23 @@ pub fn checks(builder: &Builder, kernel: Option<&Kernel>, board: &Board) {
             )
         }
     });
+    board.check("bindings and the built kernel agree", || match kernel {
+        None => Verdict::NotRun("there is no kernel build to compare with".to_owned()),
+        Some(kernel) => {
+            let mut command = host_cargo(root);
+            command.args([
+                "test",
+                "--locked",
+                "--package",
+                "sel4-bindgen",
+                "--features",
+                "built-tree",
+            ]);
+            command.args(["--test", "real_tree"]);
+            command.env("SEL4_BUILD_DIR", kernel.folder());
+            verdict(builder, "bindings", &mut command)
+        }
+    });
     board.check("requirements table", || {
         Verdict::from_result(crate::requirements::check(&builder.paths))
     });

@@ -59,6 +59,13 @@ impl Job<'_> {
         }
     }
 
+    fn case(&self) -> Option<&Case> {
+        match self {
+            Job::Suite(..) => None,
+            Job::Case(case, _) => Some(case),
+        }
+    }
+
     fn timeout(&self) -> u64 {
         match self {
             Job::Suite(suite, _) => suite.timeout,
@@ -147,8 +154,9 @@ fn programs_check(builder: &Builder, kernel: &Kernel, jobs: &VecDeque<Job>, boar
             Verdict::from_result(system_programs(builder, kernel).map(|built| programs.join(built)))
         });
     }
-    let suites: BTreeSet<&str> = jobs.iter().filter_map(Job::suite_package).collect();
-    for package in suites {
+    let components = jobs.iter().filter_map(Job::case).flat_map(Case::components);
+    let packages: BTreeSet<&str> = jobs.iter().filter_map(Job::suite_package).chain(components).collect();
+    for package in packages {
         board.check(&format!("build of {package}"), || {
             Verdict::from_result(Programs::build(builder, kernel, &[package]).map(|built| programs.join(built)))
         });
