@@ -374,8 +374,8 @@ fn pc_layout(memory: u64, pages: RamPages) -> Vec<Slot> {
             pages,
         },
         Slot {
-            gpa: 0xe_0000,
-            len: 0x2_0000,
+            gpa: 0xc_0000,
+            len: 0x4_0000,
             kind: SlotKind::Rom,
             pages,
         },

@@ -87,7 +87,7 @@ fn a_right_file_becomes_tables() {
         a.slots,
         [
             slot(0, 0xa_0000, SlotKind::Ram, RamPages::Auto),
-            slot(0xe_0000, 0x2_0000, SlotKind::Rom, RamPages::Auto),
+            slot(0xc_0000, 0x4_0000, SlotKind::Rom, RamPages::Auto),
             slot(0x10_0000, (128 << 20) - 0x10_0000, SlotKind::Ram, RamPages::Auto),
         ]
     );
