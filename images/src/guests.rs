@@ -7,12 +7,12 @@ use crate::{
     compact::compact,
     cpio::Archive,
     deb,
-    manifest::{Form, Guest, Initramfs, Manifest, Package},
+    fetch::{Fetched, fetch},
+    manifest::{Form, Guest, Initramfs, Manifest},
     test_guests::{TestGuest, build_test_guest, test_guests},
     vmlinux::extract,
 };
-use anyhow::{Context, Result, anyhow, bail, ensure};
-use sha2::{Digest, Sha256};
+use anyhow::{Context, Result, anyhow, bail};
 use std::{
     collections::BTreeMap,
     fs,
@@ -50,14 +50,6 @@ pub struct PreparedGuest {
     pub prompt: String,
     /// Things that the user should know: a package that is not the tested one.
     pub notices: Vec<String>,
-}
-
-/// A package file that was checked.
-struct Fetched {
-    path: PathBuf,
-    /// First digits of its hash: names what is made of it.
-    key: String,
-    notice: Option<String>,
 }
 
 impl Images {
@@ -111,7 +103,9 @@ impl Images {
         lock.lock().context("cannot lock the cache")?;
         let mut packages = BTreeMap::new();
         for (role, package) in &guest.packages {
-            let fetched = self.fetch(&self.manifest.packages[package], progress);
+            let package_text = &self.manifest.packages[package];
+            let apt = || Apt::new(&self.cache.join("apt"), &package_text.architecture);
+            let fetched = fetch(package_text, &self.cache.join("packages"), apt, progress);
             packages.insert(role.as_str(), fetched.with_context(|| format!("package {package}"))?);
         }
         let kernel = self.kernel(guest, &packages["kernel"], progress)?;
@@ -232,127 +226,6 @@ impl Images {
         fs::rename(&unfinished, &path)?;
         Ok(content)
     }
-
-    /// The package in the tested version, else the current one with a notice.
-    fn fetch(&self, package: &Package, progress: &dyn Fn(&str)) -> Result<Fetched> {
-        let tested = self.package_path(&package.name, &package.version, &package.architecture);
-        if let Ok(bytes) = fs::read(&tested)
-            && hash(&bytes) == package.sha256
-        {
-            return Ok(Fetched {
-                path: tested,
-                key: key(&package.sha256),
-                notice: None,
-            });
-        }
-        let apt = Apt::new(&self.cache.join("apt"), &package.architecture)?;
-        let mut failure = None;
-        // First with the lists that are there, then with fresh ones: old lists name files that are gone.
-        for fresh in [false, true] {
-            if fresh {
-                progress(&format!("fetching the package lists for {}", package.architecture));
-                apt.update()?;
-            }
-            let Some(offer) = apt.offer(&package.name, Some(&package.version))? else {
-                continue;
-            };
-            ensure!(
-                offer.sha256 == package.sha256,
-                "the archive's {} {} is not the tested one: sha256 {} instead of {}",
-                offer.name,
-                offer.version,
-                offer.sha256,
-                package.sha256
-            );
-            progress(&format!(
-                "fetching {} {} ({})",
-                offer.name, offer.version, package.architecture
-            ));
-            match apt.download(&offer, &tested) {
-                Ok(()) => {
-                    check_hash(&tested, &offer.sha256)?;
-                    return Ok(Fetched {
-                        path: tested,
-                        key: key(&offer.sha256),
-                        notice: None,
-                    });
-                }
-                Err(error) => failure = Some(error),
-            }
-        }
-        self.fetch_current(package, &apt, progress)
-            .map_err(|error| match failure {
-                Some(failure) => error.context(failure),
-                None => error,
-            })
-    }
-
-    fn fetch_current(&self, package: &Package, apt: &Apt, progress: &dyn Fn(&str)) -> Result<Fetched> {
-        let mut offer = apt.offer(&package.current, None)?;
-        if let Some(name) = offer
-            .as_ref()
-            .filter(|_| package.current != package.name)
-            .and_then(|meta| {
-                // A meta package: what it depends on is meant.
-                meta.first_dependency.clone()
-            })
-        {
-            offer = apt.offer(&name, None)?;
-        }
-        let Some(offer) = offer else {
-            bail!(
-                "neither {} {} nor its replacement {} is in this machine's apt sources ({})\n{}",
-                package.name,
-                package.version,
-                package.current,
-                package.architecture,
-                apt.update_log()
-            );
-        };
-        let path = self.package_path(&offer.name, &offer.version, &package.architecture);
-        if check_hash(&path, &offer.sha256).is_err() {
-            progress(&format!(
-                "fetching {} {} ({})",
-                offer.name, offer.version, package.architecture
-            ));
-            apt.download(&offer, &path)?;
-            check_hash(&path, &offer.sha256)?;
-        }
-        let notice = format!(
-            "{} {} is no longer in the archive: using {} {}, which was not tested",
-            package.name, package.version, offer.name, offer.version
-        );
-        Ok(Fetched {
-            path,
-            key: key(&offer.sha256),
-            notice: Some(notice),
-        })
-    }
-
-    fn package_path(&self, name: &str, version: &str, architecture: &str) -> PathBuf {
-        self.cache
-            .join("packages")
-            .join(format!("{name}_{}_{architecture}.deb", version.replace(':', "%3a")))
-    }
-}
-
-fn hash(bytes: &[u8]) -> String {
-    Sha256::digest(bytes).iter().map(|byte| format!("{byte:02x}")).collect()
-}
-
-fn key(sha256: &str) -> String {
-    sha256[..16].to_owned()
-}
-
-fn check_hash(path: &Path, sha256: &str) -> Result<()> {
-    let bytes = fs::read(path).with_context(|| format!("cannot read {}", path.display()))?;
-    let found = hash(&bytes);
-    ensure!(
-        found == sha256,
-        "{} is damaged: its sha256 is {found}, not {sha256}",
-        path.display()
-    );
-    Ok(())
 }
 
 /// Keeps the file's time when nothing changes, for whoever builds from it.

@@ -7,6 +7,7 @@ mod compact;
 mod cpio;
 mod deb;
 pub mod disk;
+mod fetch;
 pub mod guests;
 pub mod loader;
 pub mod manifest;

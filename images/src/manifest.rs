@@ -236,9 +236,12 @@ impl Manifest {
     /// There is none; the text lists those that are.
     pub fn guest(&self, name: &str) -> Result<&Guest> {
         let names = || self.guests.keys().map(String::as_str).collect::<Vec<_>>().join(", ");
-        self.guests
-            .get(name)
-            .with_context(|| format!("there is no guest {name}; there are {}", names()))
+        self.guests.get(name).with_context(|| {
+            format!(
+                "there is no guest {name}; there are {}, and those of images/guests",
+                names()
+            )
+        })
     }
 }
 
@@ -355,7 +358,7 @@ mod tests {
         );
         assert_eq!(
             manifest.guest("c").unwrap_err().to_string(),
-            "there is no guest c; there are a, b"
+            "there is no guest c; there are a, b, and those of images/guests"
         );
     }
 

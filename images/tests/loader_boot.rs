@@ -160,6 +160,61 @@ fn qemu_boots_the_image_with_payload() {
 
 #[test]
 #[ignore = "boots a simulator"]
+fn qemu_boots_the_image_from_a_usb_stick() {
+    let case = case("qemu-usb", 10_000_000);
+    let drive = format!(
+        "if=none,id=stick,format=raw,file={}",
+        case.work.join("disk.img").display()
+    );
+    let usb = [
+        "-device",
+        "qemu-xhci",
+        "-device",
+        "usb-storage,drive=stick,removable=on",
+        "-drive",
+        &drive,
+    ];
+    let (text, _) = simulators::qemu(&case.work, 128, &usb);
+    check(&case, &text);
+}
+
+/// A drive that fails as `rules` says (QEMU's blkdebug).
+fn failing_drive(case: &Case, rules: &str) -> String {
+    let config = case.work.join("blkdebug");
+    fs::write(&config, rules).unwrap();
+    let image = case.work.join("disk.img");
+    // An error of a direct read, not of one into a cache that holds more.
+    let drive = format!(
+        "file=blkdebug:{}:{},format=raw,if=ide,rerror=report",
+        config.display(),
+        image.display()
+    );
+    simulators::qemu(&case.work, 128, &["-drive", &drive]).0
+}
+
+#[test]
+#[ignore = "boots a simulator"]
+fn a_drive_that_fails_at_first_is_asked_again() {
+    let case = case("flaky", 3_000_000);
+    let sector = 3000;
+    let once = format!("[inject-error]\nevent = \"read_aio\"\nerrno = \"5\"\nsector = \"{sector}\"\nonce = \"on\"\n");
+    check(&case, &failing_drive(&case, &once));
+}
+
+#[test]
+#[ignore = "boots a simulator"]
+fn a_bad_sector_is_named() {
+    let case = case("bad-sector", 3_000_000);
+    let rules = "[inject-error]\nevent = \"read_aio\"\nerrno = \"5\"\nsector = \"3001\"\n";
+    let text = failing_drive(&case, rules);
+    assert_eq!(
+        text.trim(),
+        "umbra loader: the disk cannot be read at sector 0x00000BB9, BIOS status 0x0000000C"
+    );
+}
+
+#[test]
+#[ignore = "boots a simulator"]
 fn bochs_boots_the_image_from_disk() {
     let case = case("bochs-disk", 5_000_123);
     let text = bochs(&case, 128, true);

@@ -16,7 +16,10 @@ pub fn folder(suite: &str, name: &str) -> PathBuf {
     path
 }
 
-/// Runs a simulator until it ends; the text on COM1 and the exit status.
+/// The loader's last words on a machine that does not end.
+const LOADER_STOPPED: &str = "umbra loader: ";
+
+/// Runs a simulator until it ends or the loader has given up; the text on COM1 and the exit status.
 pub fn run(mut command: Command, serial: &Path) -> (String, Option<i32>) {
     let mut child = command
         .stdin(Stdio::null())
@@ -28,6 +31,15 @@ pub fn run(mut command: Command, serial: &Path) -> (String, Option<i32>) {
     let status = loop {
         if let Some(status) = child.try_wait().unwrap() {
             break status;
+        }
+        let text = fs::read(serial).unwrap_or_default();
+        let text = String::from_utf8_lossy(&text);
+        if text
+            .split_once(LOADER_STOPPED)
+            .is_some_and(|(_, words)| words.ends_with("\r\n"))
+        {
+            child.kill().unwrap();
+            break child.wait().unwrap();
         }
         if start.elapsed() > Duration::from_secs(60) {
             child.kill().unwrap();
