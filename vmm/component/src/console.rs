@@ -29,6 +29,8 @@ mod reg {
 
 /// Bytes that an empty transmitter takes at once.
 const FIFO: usize = 16;
+/// Attempts to find the UART quiet.
+const ROUNDS: usize = 64;
 /// Bytes that wait for the line before the guest does.
 const WAITING: usize = 16 * 1024;
 
@@ -122,14 +124,20 @@ impl Uart {
 
     /// The interrupt came (or may have): moves bytes in both directions until the UART is quiet.
     pub fn service(&mut self) {
-        // The interrupt is an edge: it comes again only after the request line has been low.
-        for _ in 0..64 {
+        // The interrupt is an edge: one that comes while it is masked, before the acknowledgement, is lost, and another
+        // comes only after the request line has been low. So look again after acknowledging.
+        for _ in 0..ROUNDS {
             self.pull();
             self.push();
+            if self.read(reg::IIR) & reg::IIR_NONE_PENDING == 0 {
+                continue;
+            }
+            let _ = self.irq.irq_handler_ack();
             if self.read(reg::IIR) & reg::IIR_NONE_PENDING != 0 {
-                break;
+                return;
             }
         }
+        // A UART that is never quiet is broken or absent; the guest goes on without it.
         let _ = self.irq.irq_handler_ack();
     }
 
