@@ -25,6 +25,7 @@ use world::World;
 
 #[root_task(stack_size = 0x20000, heap_size = 0x40000)]
 fn main(bootinfo: &BootInfoPtr) -> ! {
+    let started = measure::ticks();
     let mut report = Report::new();
     let mut world = World::new(bootinfo);
     let vtx = world.has_vtx();
@@ -44,7 +45,7 @@ fn main(bootinfo: &BootInfoPtr) -> ! {
         }
     }
     if vtx {
-        measure::all(&mut world, &report);
+        measure::all(&mut world, &report, started);
     }
     report.finish()
 }
