@@ -1,14 +1,12 @@
 ; SPDX-License-Identifier: MIT OR Apache-2.0
 ; Does the keyboard controller reset the machine, as kernels reboot? Stops: reset.
 main:
-    mov ecx, 100000
+    mov ecx, 10000
 .wait:
     in al, 0x64
-    test al, 2                          ; input buffer full
+    test al, 2                          ; input buffer full; a machine without the controller reads as ones
     jz .ready
     loop .wait
-    failed "the keyboard controller is busy for ever"
-    ret
 .ready:
     say "reset by the keyboard controller"
     mov al, 0xfe

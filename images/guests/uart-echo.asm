@@ -1,6 +1,7 @@
 ; SPDX-License-Identifier: MIT OR Apache-2.0
-; Do typed characters arrive by interrupt? It echoes them in brackets; `q` ends it.
-; prompt: ^guest: type
+; Do typed characters arrive by interrupt? It prompts for lines and echoes each character in brackets on a line of
+; its own; `q` ends it.
+; prompt: ^guest: type> $
 main:
     call pic_setup
     on IRQ0 + 4, received
@@ -12,13 +13,23 @@ main:
     out dx, al
     mov al, 0xef
     out 0x21, al
-    say "type"
+.prompt:
+    mov byte [last], 0
+    mov byte [fresh], 1
+    mov esi, text_prompt
+    call print
 .wait:
     sti
     hlt
     cli
-    cmp byte [last], 'q'
-    jne .wait
+    cmp byte [quit], 0
+    jne .end
+    cmp byte [last], 13
+    je .prompt
+    cmp byte [last], 10
+    je .prompt
+    jmp .wait
+.end:
     mov al, 10
     call putc
     show "characters by interrupt:", [characters]
@@ -48,12 +59,34 @@ received:
     in al, dx
     mov [last], al
     inc dword [characters]
+    cmp al, 'q'
+    sete ah
+    or [quit], ah
+    cmp byte [fresh], 0                 ; the prompt's line is the prompt's
+    je .echo
+    mov byte [fresh], 0
+    push eax
+    mov al, 10
+    call putc
+    pop eax
+.echo:
     push eax
     mov al, '['
     call putc
     pop eax
+    cmp al, ' '
+    jb .control
     call putc
+    jmp .close
+.control:
+    mov al, '.'
+    call putc
+.close:
     mov al, ']'
+    call putc
+    cmp byte [last], ' '                ; the end of a line
+    jae .data
+    mov al, 10
     call putc
     jmp .data
 .spurious:
@@ -62,6 +95,9 @@ received:
     mov al, 0x20
     out 0x20, al
     ret
+text_prompt     db "guest: type> ", 0
 last            db 0
+quit            db 0
+fresh           db 0
 align 4
 characters      dd 0

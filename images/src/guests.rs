@@ -46,7 +46,7 @@ pub struct PreparedGuest {
     pub plain: String,
     /// RAM in bytes.
     pub memory: u64,
-    /// Regular expression (`^` is the start of a line), looked for in the console's output: the guest is up.
+    /// Regular expression for the console's last line: the guest is up, and can be typed to if it listens.
     pub prompt: String,
     /// Things that the user should know: a package that is not the tested one.
     pub notices: Vec<String>,

@@ -122,7 +122,7 @@ pub struct Guest {
     pub initramfs: Option<String>,
     /// RAM in MiB.
     pub memory_mib: u32,
-    /// Regular expression (`^` is the start of a line), looked for in the console's output: the guest is up.
+    /// Regular expression for the console's last line: the guest is up.
     pub prompt: String,
     /// Command line as one would type it.
     pub plain: String,
