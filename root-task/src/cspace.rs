@@ -69,21 +69,14 @@ impl CSpace {
         offset: 0,
     };
 
-    /// One of 2^`bits` slots without a guard, that the root task made for `holder`.
-    pub const fn of(holder: Holder, cnode: cap::CNode, bits: u8) -> Self {
+    /// One of 2^`bits` slots without a guard, that the root task made for `holder`; `offset` tells its slots in the
+    /// ledger from those of the holder's other CNodes.
+    pub(crate) const fn of(holder: Holder, cnode: cap::CNode, bits: u8, offset: u64) -> Self {
         Self {
             holder,
             cnode,
             bits,
-            offset: 0,
-        }
-    }
-
-    /// The same, where the ledger shall not mix up its slots with those of the holder's first CNode.
-    pub const fn second(self) -> Self {
-        Self {
-            offset: 1 << 32,
-            ..self
+            offset,
         }
     }
 

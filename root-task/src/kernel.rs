@@ -21,6 +21,7 @@ pub struct Kernel {
     memory: Pool,
     slots: Slots,
     ledger: Ledger,
+    cspaces: Vec<CSpace>,
 }
 
 /// Frames of one size in consecutive slots of the root task, with consecutive physical addresses.
@@ -108,6 +109,7 @@ impl Kernel {
             memory,
             slots: Slots::new(bootinfo.empty().range()),
             ledger,
+            cspaces: Vec::new(),
         }
     }
 
@@ -143,7 +145,33 @@ impl Kernel {
     /// A new CNode of 2^`bits` slots for `holder`.
     pub fn alloc_cspace(&mut self, holder: Holder, bits: u8) -> Result<CSpace, Failure> {
         let cnode = self.alloc(ObjectBlueprint::CNode { size_bits: bits })?;
-        Ok(CSpace::of(holder, cnode, bits))
+        // A holder's further CNodes stand in the ledger with an offset.
+        let before = self.cspaces.iter().filter(|cspace| cspace.holder == holder).count() as u64;
+        let cspace = CSpace::of(holder, cnode, bits, before << 32);
+        self.cspaces.push(cspace);
+        Ok(cspace)
+    }
+
+    /// All CNodes made for others.
+    pub fn cspaces(&self) -> &[CSpace] {
+        &self.cspaces
+    }
+
+    /// Whether the kernel has a capability in this slot. Changes nothing, whatever is there.
+    pub fn is_occupied(&mut self, cspace: CSpace, slot: u64) -> Result<bool, Failure> {
+        // The kernel looks at the destination first; the source, an empty slot, ends the copy in any case.
+        let empty = self.slots.take()?;
+        let outcome = cspace.slot(slot).copy(&CSpace::ROOT.slot(empty), CapRights::NONE);
+        self.slots.give_back(empty);
+        match outcome {
+            Err(sel4::Error::DeleteFirst) => Ok(true),
+            Err(sel4::Error::FailedLookup { source: true, .. }) => Ok(false),
+            Err(error) => Err(Failure::Kernel {
+                what: "look at a slot",
+                error,
+            }),
+            Ok(()) => unreachable!("an empty slot was copied"),
+        }
     }
 
     /// A new address space for `holder`.

@@ -231,7 +231,7 @@ impl Factory<'_> {
     /// The root of an mmu's CSpace: entry 0 leads to `own` with a guard of zeros.
     fn mmu_top(&mut self, own: &CSpace) -> Result<cap::CNode, Failure> {
         let top_bits = layout::mmu::TOP_BITS as u8;
-        let top = self.kernel.alloc_cspace(own.holder, top_bits)?.second();
+        let top = self.kernel.alloc_cspace(own.holder, top_bits)?;
         let below_top = CNodeCapData::new(0, 64 - top_bits - own.bits());
         self.kernel.mint_cnode(own.cnode(), top, 0, below_top)?;
         self.kernel.mint_cnode(

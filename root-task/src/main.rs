@@ -24,6 +24,7 @@ use umbra_root_task::{
 
 #[root_task(stack_size = 0x10000, heap_size = 0x60000)]
 fn main(bootinfo: &BootInfoPtr) -> ! {
+    let begun = tsc::now();
     // Until the description says which port it is.
     log::open(init_thread::slot::IO_PORT, ComPort::Com2);
     let mut kernel = Kernel::new(bootinfo);
@@ -35,12 +36,8 @@ fn main(bootinfo: &BootInfoPtr) -> ! {
         Ok(off) => off,
         Err(failure) => panic!("{failure}"),
     };
-    say!(
-        "{}: {} free, {} VMs",
-        system.name,
-        Mib(kernel.free_memory()),
-        system.vms.len()
-    );
+    let (name, free, vms) = (&system.name, kernel.free_memory() >> 20, system.vms.len());
+    say!("system {name}: {free} MiB free, VMs described: {vms}, root task ticks={begun}");
     let status = match run(&mut kernel, &system, bundle) {
         Ok(clean) => u8::from(!clean),
         Err(Stop { vm: None, problem }) => {
@@ -133,12 +130,4 @@ fn run<'a>(kernel: &mut Kernel, system: &'a System, bundle: Bundle) -> Result<bo
     }
     say!("ready vms={} ticks={}", machines.len(), tsc::now());
     Ok(supervise::until_all_stopped(system, &machines, supervisor))
-}
-
-struct Mib(u64);
-
-impl core::fmt::Display for Mib {
-    fn fmt(&self, f: &mut core::fmt::Formatter<'_>) -> core::fmt::Result {
-        write!(f, "{} MiB", self.0 >> 20)
-    }
 }
