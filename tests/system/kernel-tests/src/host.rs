@@ -3,13 +3,13 @@
 
 use crate::check;
 use crate::report::{Needs, Outcome, Test};
-use crate::thread::{Thread, count, registers};
+use crate::thread::{Thread, count, registers, touch};
 use crate::world::{World, refused};
 use core::arch::asm;
 use sel4::cap::{PageTable, SmallPage};
 use sel4::init_thread::slot::VSPACE;
 use sel4::sys::{self, invocation_label};
-use sel4::{CapRights, Error, ObjectBlueprint, PageAttributes, TranslationTable, Word};
+use sel4::{CapRights, Error, Fault, ObjectBlueprint, PageAttributes, TranslationTable, Word};
 
 /// The tests.
 pub const TESTS: &[Test] = &[
@@ -17,6 +17,7 @@ pub const TESTS: &[Test] = &[
     Test::any("no-user-page-below-the-hole", last_page),
     Test::any("kernel-ignores-the-direction-flag", direction_flag),
     Test::any("kernel-ignores-the-nested-task-flag", nested_task_flag),
+    Test::any("fault-addresses-of-64-bits", fault_address),
     Test {
         name: "no-vcpu-without-vt-x",
         needs: Needs::NoVtx,
@@ -101,6 +102,19 @@ fn nested_task_flag(world: &mut World) -> Outcome {
     }
     thread.tcb.tcb_suspend()?;
     check!(page.read(0) > before, "the other thread did not go on");
+    Ok(())
+}
+
+fn fault_address(world: &mut World) -> Outcome {
+    const NOWHERE: Word = 0x1234_5678_9000;
+    let thread = Thread::new(world)?;
+    let context = sys::seL4_UserContext {
+        rbp: NOWHERE,
+        ..registers()
+    };
+    thread.start(touch, context)?;
+    let (fault, _) = thread.fault();
+    check!(matches!(fault, Fault::Vm { address: NOWHERE, .. }), "{fault}");
     Ok(())
 }
 
