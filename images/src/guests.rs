@@ -20,6 +20,9 @@ use std::{
     path::{Path, PathBuf},
 };
 
+/// Part of the names of files that are kept: raise it when what is made of a package changes.
+const MADE_BY: u32 = 1;
+
 /// Guests and where they are kept.
 pub struct Images {
     manifest: Manifest,
@@ -216,7 +219,7 @@ impl Images {
 
     /// What `make` gave when it was called for this name first.
     fn kept(&self, name: &str, make: impl FnOnce() -> Result<Vec<u8>>) -> Result<Vec<u8>> {
-        let path = self.cache.join("files").join(name);
+        let path = self.cache.join("files").join(format!("{name}.{MADE_BY}"));
         if let Ok(content) = fs::read(&path) {
             return Ok(content);
         }
