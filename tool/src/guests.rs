@@ -5,6 +5,7 @@ use crate::build::Builder;
 use crate::build::program::read;
 use crate::build::spec::Guest;
 use anyhow::{Context, Result};
+use std::sync::{Mutex, PoisonError};
 use umbra_images::guests::Images;
 
 /// The guest of `umbra run`.
@@ -19,6 +20,9 @@ fn images(builder: &Builder) -> Result<Images> {
 
 /// Gets the files of the guest `name`: from the cache, from its packages, or by building them.
 pub fn load(builder: &Builder, name: &str, plain: bool) -> Result<Guest> {
+    // Cases run side by side and may want the same guest.
+    static ONE_AT_A_TIME: Mutex<()> = Mutex::new(());
+    let _turn = ONE_AT_A_TIME.lock().unwrap_or_else(PoisonError::into_inner);
     let images = images(builder)?;
     let folder = builder.paths.target().join("umbra/guests").join(name);
     let prepared = builder.steps.work(&format!("preparing the guest {name}"), |shown| {

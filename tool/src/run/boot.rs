@@ -81,6 +81,7 @@ pub fn boot(builder: &Builder, args: &BootArgs) -> Result<i32> {
         input: Input::Lines(Vec::new()),
         prompt: super::prompt::USUAL.to_owned(),
         timeout: Some(Duration::from_secs(args.timeout)),
+        until: None,
     };
     let report = follow(running, plan, &mut Both)?;
     eprintln!(

@@ -32,6 +32,8 @@ pub enum Outcome {
     NoVerdict(String),
     /// The time ran out.
     Timeout(Duration),
+    /// What was waited for was seen, and the machine was ended.
+    Seen,
     /// The person at the terminal ended it.
     Escape,
 }
@@ -62,7 +64,7 @@ impl Outcome {
     /// The exit status of the tool.
     pub fn exit_code(&self) -> i32 {
         match self {
-            Outcome::Clean => 0,
+            Outcome::Clean | Outcome::Seen => 0,
             Outcome::Timeout(_) => 10,
             Outcome::GuestStopped { reason, .. } => match reason {
                 StopReason::PowerOff | StopReason::Reset => 0,
@@ -114,6 +116,7 @@ impl fmt::Display for Outcome {
             Outcome::BadVerdict(status) => write!(f, "the system ended with status {status}"),
             Outcome::NoVerdict(what) => write!(f, "ended without a verdict: {what}"),
             Outcome::Timeout(limit) => write!(f, "timeout after {} s", limit.as_secs()),
+            Outcome::Seen => f.write_str("what was waited for was seen"),
             Outcome::Escape => f.write_str("ended by the escape key"),
         }
     }

@@ -18,6 +18,8 @@ pub struct Watcher {
     escape: Escape,
     /// A prompt was shown and not yet used; a kernel message after it does not take it back.
     shown: bool,
+    /// Lines that are complete count too; not for `USUAL`, which output may look like.
+    whole_lines: bool,
 }
 
 /// Where in a terminal's escape sequence the console is.
@@ -32,12 +34,7 @@ impl Watcher {
     /// For prompts that `pattern` matches; it sees the last line without escape sequences.
     pub fn new(pattern: &str) -> Result<Self> {
         let prompt = Regex::new(pattern).with_context(|| format!("the prompt pattern {pattern:?}"))?;
-        Ok(Self {
-            prompt,
-            line: Vec::new(),
-            escape: Escape::None,
-            shown: false,
-        })
+        Ok(Self { prompt, line: Vec::new(), escape: Escape::None, shown: false, whole_lines: pattern != USUAL })
     }
 
     /// Takes in what the console printed.
@@ -48,7 +45,13 @@ impl Watcher {
                 (Escape::Begun, _) | (Escape::Csi, 0x40..=0x7e) => self.escape = Escape::None,
                 (Escape::Csi, _) => {}
                 (Escape::None, 0x1b) => self.escape = Escape::Begun,
-                (Escape::None, b'\n' | b'\r') => self.line.clear(),
+                (Escape::None, b'\n' | b'\r') => {
+                    // Guests that do not prompt say in a line of its own that they are ready.
+                    if self.whole_lines {
+                        self.look();
+                    }
+                    self.line.clear();
+                }
                 (Escape::None, _) => {
                     if self.line.len() >= LONGEST {
                         self.line.drain(..LONGEST / 2);
@@ -57,6 +60,10 @@ impl Watcher {
                 }
             }
         }
+        self.look();
+    }
+
+    fn look(&mut self) {
         self.shown |= !self.line.is_empty() && self.prompt.is_match(&String::from_utf8_lossy(&self.line));
     }
 
@@ -89,6 +96,16 @@ mod tests {
         assert!(!watcher.at_prompt());
         watcher.console(b"# ");
         assert!(watcher.at_prompt());
+    }
+
+    #[test]
+    fn a_guest_may_say_in_a_whole_line_that_it_is_ready() {
+        let mut watcher = Watcher::new("^guest: type").unwrap();
+        watcher.console(b"guest: type\r\n");
+        assert!(watcher.at_prompt());
+        let mut usual = Watcher::new(USUAL).unwrap();
+        usual.console(b"Copyright (C) <someone>\r\n");
+        assert!(!usual.at_prompt());
     }
 
     #[test]

@@ -5,6 +5,7 @@ use super::outcome::{Outcome, Story};
 use super::prompt::Watcher;
 use crate::sim::Running;
 use anyhow::{Context, Result};
+use regex::Regex;
 use std::collections::VecDeque;
 use std::fs::File;
 use std::io::{BufRead, BufReader, Read, Write};
@@ -40,6 +41,8 @@ pub struct Plan {
     pub prompt: String,
     /// When to give up.
     pub timeout: Option<Duration>,
+    /// A regular expression for a line of console or system log at which all is seen: the machine is then ended.
+    pub until: Option<String>,
 }
 
 /// Where output goes while it arrives.
@@ -81,6 +84,8 @@ enum Event {
 pub fn follow(mut running: Running, plan: Plan, show: &mut dyn Show) -> Result<Report> {
     let started = Instant::now();
     let mut watcher = Watcher::new(&plan.prompt)?;
+    let until = plan.until.as_deref().map(Regex::new).transpose().context("the pattern to wait for")?;
+    let awaited = |line: &str| until.as_ref().is_some_and(|until| until.is_match(line));
     let (sender, events) = channel();
     read_console(running.console.try_clone().context("the console")?, sender.clone())?;
     read_log(running.log.try_clone().context("the system log")?, sender.clone())?;
@@ -107,7 +112,11 @@ pub fn follow(mut running: Running, plan: Plan, show: &mut dyn Show) -> Result<R
                 files.0.write_all(&bytes).context("the run's folder")?;
                 show.console(&bytes)?;
                 watcher.console(&bytes);
+                let from = console.iter().rposition(|&byte| byte == b'\n').map_or(0, |end| end + 1);
                 console.extend(bytes);
+                if String::from_utf8_lossy(&console[from..]).lines().any(awaited) {
+                    end.get_or_insert(Outcome::Seen);
+                }
             }
             Some(Event::Log(line)) => {
                 writeln!(files.1, "{line}").context("the run's folder")?;
@@ -115,6 +124,9 @@ pub fn follow(mut running: Running, plan: Plan, show: &mut dyn Show) -> Result<R
                 story.line(&line);
                 if line.ends_with("halting...") && !story.is_over() {
                     end.get_or_insert(Outcome::NoVerdict(format!("the kernel stopped: {line}")));
+                }
+                if awaited(&line) {
+                    end.get_or_insert(Outcome::Seen);
                 }
                 log.push(line);
             }
@@ -152,7 +164,7 @@ pub fn follow(mut running: Running, plan: Plan, show: &mut dyn Show) -> Result<R
 
     let took = started.elapsed();
     let outcome = match end {
-        Some(Outcome::Escape) => Outcome::Escape,
+        Some(end @ (Outcome::Escape | Outcome::Seen)) => end,
         other => {
             let silence = || other.unwrap_or_else(|| ended_silently(&mut running));
             story.outcome(silence)
@@ -325,6 +337,7 @@ mod tests {
             input: Input::Lines(lines.iter().map(|line| (*line).to_owned()).collect()),
             prompt: r"^\$ $".to_owned(),
             timeout: Some(limit),
+            until: Some("awaited$".to_owned()),
         };
         let running = Running::played(process, console, log, folder.clone());
         let report = follow(running, plan, &mut Nothing).unwrap();
@@ -380,6 +393,17 @@ mod tests {
                 ..
             }
         ));
+    }
+
+    #[test]
+    fn an_awaited_line_ends_the_run_even_when_it_comes_in_pieces() {
+        let report = play("until", &[], LONG, |mut machine| {
+            machine.console.write_all(b"first\r\nwhat was awa").unwrap();
+            std::thread::sleep(Duration::from_millis(100));
+            machine.console.write_all(b"ited").unwrap();
+            std::thread::sleep(Duration::from_millis(600));
+        });
+        assert_eq!(report.outcome, Outcome::Seen);
     }
 
     #[test]

@@ -105,6 +105,7 @@ impl Bench<'_> {
             input: Input::Lines(case.typed.clone()),
             prompt: pattern,
             timeout: Some(Duration::from_secs(case.timeout)),
+            until: case.until.clone(),
         };
         let report = follow(running, plan, &mut Silent)?;
         image.remove();

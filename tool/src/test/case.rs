@@ -2,6 +2,7 @@
 //! What does a case file in `tests/system/cases` say, and does a finished run agree with it?
 
 use super::verdict::Verdict;
+use crate::run::outcome::Outcome;
 use crate::run::session::Report;
 use crate::sim::Sim;
 use anyhow::{Context, Result, bail, ensure};
@@ -55,6 +56,9 @@ pub struct Case {
     /// How each VM stops, in the order of the VMs: as `power-off` or `test-exit 3`. Empty with `policy`.
     #[serde(default)]
     pub stopped: Vec<String>,
+    /// A pattern of a line of console or system log at which the machine is ended: for guests that never stop. VMs that
+    /// have not stopped by then are left out of `stopped`.
+    pub until: Option<String>,
     /// Exit status of the run.
     #[serde(default)]
     pub status: i32,
@@ -139,7 +143,7 @@ impl Case {
         ensure!(!case.vm.is_empty(), "there is no [[vm]]");
         ensure!(!case.sims.is_empty(), "there is no simulator");
         ensure!(
-            case.refused.is_some() || case.policy.is_some() || case.stopped.len() == case.vm.len(),
+            case.refused.is_some() || case.policy.is_some() || case.until.is_some() || case.stopped.len() == case.vm.len(),
             "stopped has {} entries for {} VMs",
             case.stopped.len(),
             case.vm.len()
@@ -163,7 +167,7 @@ impl Case {
             );
         }
         let lists = [&case.console, &case.console_lacks, &case.log, &case.log_lacks];
-        for pattern in lists.into_iter().flatten().chain(&case.refused) {
+        for pattern in lists.into_iter().flatten().chain(&case.refused).chain(&case.until) {
             regex(pattern)?;
         }
         Ok(case)
@@ -199,6 +203,12 @@ impl Case {
             status == self.status,
             "exit status {status}, not {}: {}",
             self.status,
+            report.outcome
+        );
+        ensure!(
+            self.until.is_none() || report.outcome == Outcome::Seen,
+            "it ended before {:?} was seen: {}",
+            self.until.as_deref().unwrap_or_default(),
             report.outcome
         );
         let mut stops: Vec<String> = report
@@ -326,7 +336,7 @@ pub fn tail(report: &Report) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::run::outcome::{Outcome, Story};
+    use crate::run::outcome::Story;
     use std::time::Duration;
 
     fn report(console: &str, log: &[&str]) -> Report {

@@ -72,6 +72,7 @@ impl Suite {
             input: Input::Lines(Vec::new()),
             prompt: prompt::USUAL.to_owned(),
             timeout: Some(Duration::from_secs(self.timeout)),
+            until: None,
         };
         follow(running, plan, show)
     }
