@@ -43,7 +43,13 @@ impl Description {
 
     /// Merges `wishes` into every VM.
     pub fn merge_into_vms(&mut self, wishes: &Table) {
-        for vm in self.table.get_mut("vm").and_then(Value::as_array_mut).into_iter().flatten() {
+        for vm in self
+            .table
+            .get_mut("vm")
+            .and_then(Value::as_array_mut)
+            .into_iter()
+            .flatten()
+        {
             if let Value::Table(vm) = vm {
                 merge(vm, wishes);
             }

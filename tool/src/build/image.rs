@@ -140,7 +140,11 @@ pub fn system_with_policy(
     let system_bytes = postcard::to_allocvec(&system).context("the compiled system")?;
     let mut entries = vec![("system", &system_bytes[..])];
     let policy = policy.map(|policy| policy.compile()).transpose()?;
-    let policy_bytes = policy.as_ref().map(postcard::to_allocvec).transpose().context("the compiled policy")?;
+    let policy_bytes = policy
+        .as_ref()
+        .map(postcard::to_allocvec)
+        .transpose()
+        .context("the compiled policy")?;
     entries.extend(policy_bytes.iter().map(|bytes| ("policy", &bytes[..])));
     let packages = packages(&system);
     for package in &packages[1..] {

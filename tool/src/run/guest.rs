@@ -133,7 +133,12 @@ pub fn run(builder: &Builder, args: &RunArgs) -> Result<i32> {
         .timeout
         .or((!interactive).then_some(SCRIPT_LIMIT))
         .map(Duration::from_secs);
-    let plan = |input| Plan { input, prompt, timeout, until: None };
+    let plan = |input| Plan {
+        input,
+        prompt,
+        timeout,
+        until: None,
+    };
     let report = if interactive {
         eprintln!(
             "umbra: starting {} in {}; Ctrl-] ends the run",

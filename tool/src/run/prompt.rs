@@ -34,7 +34,13 @@ impl Watcher {
     /// For prompts that `pattern` matches; it sees the last line without escape sequences.
     pub fn new(pattern: &str) -> Result<Self> {
         let prompt = Regex::new(pattern).with_context(|| format!("the prompt pattern {pattern:?}"))?;
-        Ok(Self { prompt, line: Vec::new(), escape: Escape::None, shown: false, whole_lines: pattern != USUAL })
+        Ok(Self {
+            prompt,
+            line: Vec::new(),
+            escape: Escape::None,
+            shown: false,
+            whole_lines: pattern != USUAL,
+        })
     }
 
     /// Takes in what the console printed.

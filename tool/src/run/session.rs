@@ -84,7 +84,12 @@ enum Event {
 pub fn follow(mut running: Running, plan: Plan, show: &mut dyn Show) -> Result<Report> {
     let started = Instant::now();
     let mut watcher = Watcher::new(&plan.prompt)?;
-    let until = plan.until.as_deref().map(Regex::new).transpose().context("the pattern to wait for")?;
+    let until = plan
+        .until
+        .as_deref()
+        .map(Regex::new)
+        .transpose()
+        .context("the pattern to wait for")?;
     let awaited = |line: &str| until.as_ref().is_some_and(|until| until.is_match(line));
     let (sender, events) = channel();
     read_console(running.console.try_clone().context("the console")?, sender.clone())?;

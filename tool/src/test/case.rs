@@ -143,7 +143,10 @@ impl Case {
         ensure!(!case.vm.is_empty(), "there is no [[vm]]");
         ensure!(!case.sims.is_empty(), "there is no simulator");
         ensure!(
-            case.refused.is_some() || case.policy.is_some() || case.until.is_some() || case.stopped.len() == case.vm.len(),
+            case.refused.is_some()
+                || case.policy.is_some()
+                || case.until.is_some()
+                || case.stopped.len() == case.vm.len(),
             "stopped has {} entries for {} VMs",
             case.stopped.len(),
             case.vm.len()
@@ -236,7 +239,9 @@ impl Case {
     /// Components that it starts instead of the system's own.
     pub fn components(&self) -> impl Iterator<Item = &str> {
         let components = self.system.get("component").and_then(toml::Value::as_table);
-        let images = components.into_iter().flat_map(|table| table.values().filter_map(|c| c.get("image")));
+        let images = components
+            .into_iter()
+            .flat_map(|table| table.values().filter_map(|c| c.get("image")));
         images.filter_map(toml::Value::as_str)
     }
 }
