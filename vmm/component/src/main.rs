@@ -161,6 +161,13 @@ fn host_cpuid(leaf: u32, subleaf: u32) -> Leaf {
 /// Reports how the guest ended.
 fn finish(vm: &mut GuestVm, stop: &Stop) -> ! {
     vm.devices.0.console_mut().drain();
+    log::info!("{}", vm.counters);
+    log::info!(
+        "{} device accesses without a call of the mmu, {} calls; {} gaps of time hidden",
+        vm.mmu.cache_hits,
+        vm.mmu.calls,
+        vm.hidden_gaps()
+    );
     if let Some(report) = stop.report() {
         log::error!("{stop}");
         log::info!("{report}");

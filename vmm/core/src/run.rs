@@ -133,6 +133,26 @@ pub struct Counters {
     pub exceptions: u64,
 }
 
+impl fmt::Display for Counters {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let total: u64 = self.exits.iter().sum();
+        write!(f, "{total} exits")?;
+        for (reason, count) in self.exits.iter().enumerate().filter(|(_, count)| **count > 0) {
+            write!(f, ", reason {reason}: {count}")?;
+        }
+        let Self {
+            notified,
+            interrupts,
+            exceptions,
+            ..
+        } = self;
+        write!(
+            f,
+            "; {notified} notifications, {interrupts} interrupts, {exceptions} exceptions injected"
+        )
+    }
+}
+
 impl Default for Counters {
     fn default() -> Self {
         Self {
@@ -348,6 +368,11 @@ impl<V: Vcpu, M: GuestMemory, T: MmuTransport, D: Devices> Vm<V, M, T, D> {
             efer,
             phys_bits: self.cpuid.phys_bits(),
         }
+    }
+
+    /// How often an absence was hidden from the guest.
+    pub fn hidden_gaps(&self) -> u64 {
+        self.clock.hidden_gaps
     }
 
     /// Guest time now.

@@ -39,6 +39,8 @@ pub trait Cpu {
     fn set_rflags(&mut self, flags: u64);
     /// A segment register with its hidden part.
     fn segment(&mut self, seg: SegReg) -> Segment;
+    /// The base of a segment register, which may cost less than all of it.
+    fn segment_base(&mut self, seg: SegReg) -> u64;
     /// The linear address of the instruction's explicit memory operand, if hardware has already computed and checked it.
     fn known_operand(&self) -> Option<Gva>;
     /// Translates all of `at..at + size`: it faults now or not at all.

@@ -23,7 +23,7 @@ pub fn decode(code: &Code, rip: u64, size: CodeSize) -> Result<Instruction, Unde
     match decoder.last_error() {
         DecoderError::NoMoreBytes => Err(Undecodable::Truncated),
         // Nothing but prefixes: the sixteenth byte would exceed the longest instruction.
-        _ if code.len as usize == MAX_INSTRUCTION && code.bytes.iter().all(|b| is_prefix(*b, size)) => {
+        _ if code.len as usize == MAX_INSTRUCTION && code.as_slice().iter().all(|b| is_prefix(*b, size)) => {
             Err(Undecodable::Truncated)
         }
         _ => Err(Undecodable::Invalid),
@@ -39,8 +39,10 @@ fn is_prefix(byte: u8, size: CodeSize) -> bool {
 struct Entry {
     rip: u64,
     size: CodeSize,
-    /// Exactly the instruction's bytes.
-    code: Code,
+    /// The instruction's bytes as a number, and which bits of it are the instruction's.
+    code: u128,
+    mask: u128,
+    len: u8,
     instruction: Instruction,
 }
 
@@ -70,21 +72,23 @@ impl DecodeCache {
     /// The instruction at `rip` whose bytes start `code`.
     pub fn get(&mut self, code: &Code, rip: u64, size: CodeSize) -> Result<&Instruction, Undecodable> {
         let slot = (rip ^ rip >> 5) as usize % ENTRIES;
+        let number = u128::from_le_bytes(code.bytes);
         let hit = self.entries[slot]
             .as_ref()
-            .is_some_and(|e| e.rip == rip && e.size == size && e.code.len <= code.len && same_prefix(&e.code, code));
+            .is_some_and(|e| e.rip == rip && e.size == size && e.len <= code.len && (number ^ e.code) & e.mask == 0);
         if hit {
             self.hits += 1;
         } else {
             self.misses += 1;
             let instruction = decode(code, rip, size)?;
-            let mut own = *code;
-            own.len = instruction.len() as u8;
-            own.bytes[own.len as usize..].fill(0);
+            let len = instruction.len() as u8;
+            let mask = u128::MAX >> (128 - 8 * u32::from(len));
             self.entries[slot] = Some(Entry {
                 rip,
                 size,
-                code: own,
+                code: number,
+                mask,
+                len,
                 instruction,
             });
         }
@@ -93,19 +97,4 @@ impl DecodeCache {
             None => Err(Undecodable::Invalid),
         }
     }
-}
-
-/// Does `code` start with all of `own`?
-#[inline]
-fn same_prefix(own: &Code, code: &Code) -> bool {
-    // Two overlapping or padded 64-bit words each: instructions are at most 15 bytes.
-    let word = |c: &Code, at: usize| {
-        let mut w = [0; 8];
-        w[..c.bytes.len().min(at + 8) - at].copy_from_slice(&c.bytes[at..c.bytes.len().min(at + 8)]);
-        u64::from_le_bytes(w)
-    };
-    let len = u32::from(own.len);
-    let low = if len >= 8 { u64::MAX } else { (1 << (8 * len)) - 1 };
-    let high = if len > 8 { u64::MAX >> (64 - 8 * (len - 8)) } else { 0 };
-    (word(own, 0) ^ word(code, 0)) & low == 0 && (word(own, 8) ^ word(code, 8)) & high == 0
 }

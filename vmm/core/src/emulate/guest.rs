@@ -5,13 +5,13 @@ use super::cpu::{Cpu, Mode};
 use super::decode::{DecodeCache, Undecodable};
 use super::execute::{Step, execute};
 use super::operand::canonical;
-use super::walk::{AccessKind, Paging, PagingMode, Privilege, walk};
+use super::walk::{AccessKind, Paging, PagingMode, Privilege, Walk, record, walk};
 use super::{Abort, Code, CodeSize, MAX_INSTRUCTION, Unsupported, UnsupportedCause};
 use crate::devices::Devices;
 use crate::guest_mem::GuestMemory;
 use crate::inject::Exception;
 use crate::time::Ticks;
-use crate::vcpu::{Field, Gpr, SegReg, Segment, Vcpu, cr0, rflags};
+use crate::vcpu::{Field, Gpr, SegReg, Segment, Vcpu, cr0, rflags, segment_fields};
 use umbra_mmu_abi::{Gpa, Gva, PAGE_SIZE};
 
 /// What the exit already said about the memory operand.
@@ -128,28 +128,57 @@ impl<'a, V: Vcpu, M: GuestMemory, D: Devices> Guest<'a, V, M, D> {
         Ok(gpa)
     }
 
-    /// The instruction bytes at the processor's RIP: 15, or as many as the page has.
-    pub fn fetch(&mut self) -> Result<(Code, u64), Abort> {
+    /// The instruction bytes at the processor's RIP, 15 or as many as the page has, and their linear address.
+    fn fetch(&mut self, walks: &mut FetchWalks) -> Result<(Code, u64), Abort> {
         let rip = self.vcpu.rip();
         let linear = match self.mode.code {
             CodeSize::Bits64 => rip,
-            CodeSize::Bits32 | CodeSize::Bits16 => self.segment(SegReg::Cs).base.wrapping_add(rip) & 0xffff_ffff,
+            CodeSize::Bits32 | CodeSize::Bits16 => self.segment_base(SegReg::Cs).wrapping_add(rip) & 0xffff_ffff,
         };
         if !canonical(linear) {
             return Err(Abort::Fault(Exception::GP0));
         }
+        let gpa = self.fetch_address(walks, linear)?;
         let mut code = Code::EMPTY;
-        self.fetch_page(&mut code, linear)?;
+        if gpa.offset() <= PAGE_SIZE - 16 {
+            // Two words, which is less work than 15 bytes.
+            let (low, high) = code.bytes.split_at_mut(8);
+            let high_gpa = Gpa::new(gpa.raw() + 8);
+            if self
+                .mem
+                .read(gpa, low)
+                .and_then(|()| self.mem.read(high_gpa, high))
+                .is_err()
+            {
+                return Err(Abort::FetchOutsideRam(gpa));
+            }
+            code.len = MAX_INSTRUCTION as u8;
+        } else {
+            self.append(&mut code, gpa)?;
+        }
         Ok((code, linear))
     }
 
-    /// Appends bytes of the page that holds `linear`.
-    fn fetch_page(&mut self, code: &mut Code, linear: u64) -> Result<(), Abort> {
+    #[inline]
+    fn fetch_address(&mut self, walks: &mut FetchWalks, linear: u64) -> Result<Gpa, Abort> {
         let who = match self.privilege() {
             Privilege::User => Privilege::User,
             Privilege::Supervisor { .. } => Privilege::Supervisor { ac: false },
         };
-        let gpa = walk(self.mem, &self.paging, Gva::new(linear), AccessKind::Fetch, who).map_err(Abort::Fault)?;
+        let gva = Gva::new(linear);
+        let slot = (linear / PAGE_SIZE) as usize % walks.len();
+        if let Some(known) = &walks[slot]
+            && let Some(gpa) = known.again(self.mem, &self.paging, gva, AccessKind::Fetch, who)
+        {
+            return Ok(gpa);
+        }
+        let walk = record(self.mem, &self.paging, gva, AccessKind::Fetch, who).map_err(Abort::Fault)?;
+        walks[slot] = Some(walk);
+        Ok(walk.translate(gva))
+    }
+
+    /// Appends the bytes from `gpa` to the end of its page, up to 15 in all.
+    fn append(&mut self, code: &mut Code, gpa: Gpa) -> Result<(), Abort> {
         let start = code.len as usize;
         let room = (PAGE_SIZE - gpa.offset()) as usize;
         let end = MAX_INSTRUCTION.min(start + room);
@@ -255,6 +284,12 @@ impl<V: Vcpu, M: GuestMemory, D: Devices> Cpu for Guest<'_, V, M, D> {
             }
         }
     }
+    fn segment_base(&mut self, seg: SegReg) -> u64 {
+        match self.segments.get(seg as usize) {
+            Some(Some(s)) => s.base,
+            _ => self.vcpu.read(segment_fields(seg)[1]),
+        }
+    }
     fn known_operand(&self) -> Option<Gva> {
         self.hint.map(|h| h.linear)
     }
@@ -314,9 +349,13 @@ impl<V: Vcpu, M: GuestMemory, D: Devices> Guest<'_, V, M, D> {
     }
 }
 
+/// The last walks for instruction fetches, by page number.
+type FetchWalks = [Option<Walk>; 8];
+
 /// The emulator's memory between instructions.
 #[derive(Default)]
 pub struct Emulator {
+    walks: FetchWalks,
     /// Decoded instructions.
     pub cache: DecodeCache,
     /// Instructions emulated to their end (or to the end of a burst).
@@ -362,7 +401,7 @@ impl Emulator {
         guest: &mut Guest<'_, V, M, D>,
         code: &mut Code,
     ) -> Result<Step, Abort> {
-        let (fetched, linear) = guest.fetch()?;
+        let (fetched, linear) = guest.fetch(&mut self.walks)?;
         *code = fetched;
         let (rip, size) = (guest.vcpu.rip(), guest.mode.code);
         match self.cache.get(code, rip, size) {
@@ -375,7 +414,8 @@ impl Emulator {
                 } else {
                     next & 0xffff_ffff
                 };
-                guest.fetch_page(code, next)?;
+                let gpa = guest.fetch_address(&mut self.walks, next)?;
+                guest.append(code, gpa)?;
                 match self.cache.get(code, rip, size) {
                     Ok(i) => execute(guest, i),
                     Err(Undecodable::Truncated | Undecodable::Invalid) => Err(Abort::Fault(Exception::UD)),

@@ -60,18 +60,15 @@ pub const MAX_INSTRUCTION: usize = 15;
 /// Instruction bytes as far as they could be fetched.
 #[derive(Clone, Copy, PartialEq, Eq)]
 pub struct Code {
-    /// The bytes; those from `len` on are zero.
-    pub bytes: [u8; MAX_INSTRUCTION],
+    /// The bytes; those from `len` on mean nothing.
+    pub bytes: [u8; 16],
     /// How many are valid.
     pub len: u8,
 }
 
 impl Code {
     /// None.
-    pub const EMPTY: Self = Self {
-        bytes: [0; MAX_INSTRUCTION],
-        len: 0,
-    };
+    pub const EMPTY: Self = Self { bytes: [0; 16], len: 0 };
 
     /// The valid ones.
     pub fn as_slice(&self) -> &[u8] {

@@ -7,7 +7,7 @@ use super::walk::AccessKind;
 use super::{Abort, CodeSize};
 use crate::inject::Exception;
 use crate::vcpu::{Gpr, SegReg, Segment};
-use iced_x86::{Instruction, MemorySize, OpKind, Register};
+use iced_x86::{Instruction, MemorySize, Mnemonic, OpKind, Register};
 use umbra_mmu_abi::Gva;
 
 /// An operand that can be read and maybe written.
@@ -217,12 +217,27 @@ fn memory_operand<C: Cpu>(
 ) -> Result<Gva, Abort> {
     let seg = seg_reg(i.memory_segment()).unwrap_or(SegReg::Ds);
     let flat = cpu.mode().code == CodeSize::Bits64 && !matches!(seg, SegReg::Fs | SegReg::Gs);
-    if !flat && let Some(known) = cpu.known_operand() {
-        // Hardware checked the segment. An access that starts a page may have begun on the page before.
+    // With a stack operand beside it, the address may be the stack's.
+    let alone = !matches!(i.mnemonic(), Mnemonic::Push | Mnemonic::Pop | Mnemonic::Call);
+    if !flat
+        && alone
+        && let Some(known) = cpu.known_operand()
+    {
+        // Hardware has checked the segment.
         let offset = known.raw() & 0xfff;
         if offset != 0 && offset + u64::from(size) <= 0x1000 {
             return Ok(known);
         }
+        // An access that seems to start a page may have begun on the page before.
+        let (offset, bytes) = effective_address(cpu, i);
+        let start = cpu
+            .segment_base(seg)
+            .wrapping_add(offset.wrapping_add(displace) & mask(bytes));
+        return Ok(Gva::new(if cpu.mode().code == CodeSize::Bits64 {
+            start
+        } else {
+            start & mask(4)
+        }));
     }
     let (offset, bytes) = effective_address(cpu, i);
     linear(cpu, seg, offset.wrapping_add(displace) & mask(bytes), size.into(), kind)
@@ -243,7 +258,7 @@ pub fn linear<C: Cpu>(cpu: &mut C, seg: SegReg, offset: u64, size: u64, kind: Ac
     };
     if mode.code == CodeSize::Bits64 {
         let base = if matches!(seg, SegReg::Fs | SegReg::Gs) {
-            cpu.segment(seg).base
+            cpu.segment_base(seg)
         } else {
             0
         };

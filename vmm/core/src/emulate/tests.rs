@@ -583,6 +583,80 @@ fn the_hint_of_the_exit_spares_walk_and_segments() {
 }
 
 #[test]
+fn a_hint_about_the_stack_is_not_taken_for_the_operand() {
+    // PUSH [EBX] where the stack is the device: the exit's address is the stack's.
+    let mut rig = Rig::flat32().set(Gpr::Rbx, 0x6000).set(Gpr::Rsp, DEVICE + 12);
+    rig.ram.put64(0x6000, 0x77);
+    let at = DEVICE + 8;
+    rig.hint = Some(Hint {
+        linear: Gva::new(at),
+        gpa: umbra_mmu_abi::Gpa::new(at),
+        write: true,
+    });
+    let rig = rig.done(&[0xff, 0x33]);
+    assert_eq!(rig.log.seen, [Io::Write(at, 4, 0x77)]);
+}
+
+#[test]
+fn an_access_that_seems_to_start_a_page_may_have_begun_before() {
+    for (base, ebx, seen) in [
+        (0, DEVICE, std::vec![Io::Write(DEVICE, 4, 0x4433_2211)]),
+        (
+            2,
+            DEVICE - 4,
+            std::vec![Io::Write(DEVICE - 2, 2, 0x2211), Io::Write(DEVICE, 2, 0x4433)],
+        ),
+    ] {
+        let mut rig = Rig::flat32().set(Gpr::Rbx, ebx).set(Gpr::Rax, 0x4433_2211);
+        rig.cpu.fields.insert(Field::GuestDsBase, base);
+        rig.hint = Some(Hint {
+            linear: Gva::new(DEVICE),
+            gpa: umbra_mmu_abi::Gpa::new(DEVICE),
+            write: true,
+        });
+        assert_eq!(rig.done(&[0x89, 0x03]).log.seen, seen);
+    }
+}
+
+#[test]
+fn a_remembered_fetch_walk_ends_with_the_tables_that_made_it() {
+    let mut rig = Rig::new();
+    rig.map(3, 0x3_0000 | 1);
+    rig.map(4, 0x3_1000 | 1);
+    rig.ram.put(0x3_0000, &[0x89, 0x03]); // MOV [RBX], EAX
+    rig.ram.put(0x3_1000, &[0x88, 0x03]); // MOV [RBX], AL
+    let run = |rig: &mut Rig| {
+        rig.cpu.rip = PAGES + 0x3000;
+        let mut guest = Guest::new(
+            &mut rig.cpu,
+            &mut rig.ram,
+            &mut rig.log,
+            Ticks::new(0),
+            rig.paging,
+            2,
+            None,
+        );
+        rig.emulator.run(&mut guest)
+    };
+    for _ in 0..2 {
+        assert_eq!(run(&mut rig), Emulated::Stepped(Step::Done));
+    }
+    rig.map(3, 0x3_1000 | 1);
+    assert_eq!(run(&mut rig), Emulated::Stepped(Step::Done));
+    assert_eq!(
+        rig.log.seen,
+        [
+            Io::Write(DEVICE, 4, 0),
+            Io::Write(DEVICE, 4, 0),
+            Io::Write(DEVICE, 1, 0)
+        ]
+    );
+    assert_eq!(rig.ram.get64(PT + 24) & 0x20, 0x20, "the new entry was accessed");
+    rig.map(3, 0);
+    assert!(matches!(run(&mut rig), Emulated::Fault(_)));
+}
+
+#[test]
 fn segmentation_in_32_bit_code() {
     let mut rig = Rig::flat32().answers(&[9]);
     rig.cpu.fields.insert(Field::GuestDsBase, DEVICE);
@@ -690,12 +764,18 @@ fn random_bytes_in_every_mode_never_panic() {
         seed
     };
     let mut stepped = 0;
+    let mut rigs = [Rig::new(), Rig::flat32(), Rig::flat32()];
+    rigs[2].paging.cr0 = 0;
+    rigs[2].cpu.set_code_rights(0x9b);
+    let tables = rigs[0].ram.bytes[0x1_0000..0x1_4000].to_vec();
     for n in 0..60_000 {
-        let mut rig = if n % 3 == 0 { Rig::new() } else { Rig::flat32() };
-        if n % 3 == 2 {
-            rig.paging.cr0 = 0;
-            rig.cpu.set_code_rights(0x9b);
-        }
+        let rig = &mut rigs[n % 3];
+        // Earlier instructions may have written anywhere.
+        rig.ram.put(0x1_0000, &tables);
+        rig.log = Log::default();
+        rig.cpu.reads.clear();
+        rig.cpu.writes.clear();
+        rig.flags = 2;
         for r in &mut rig.cpu.gprs {
             *r = match random() % 4 {
                 0 => random(),

@@ -4,7 +4,7 @@
 use crate::guest_mem::GuestMemory;
 use crate::inject::Exception;
 use crate::vcpu::{cr0, cr4, efer};
-use umbra_mmu_abi::{Gpa, Gva, PAGE_SHIFT};
+use umbra_mmu_abi::{Gpa, Gva, PAGE_SHIFT, PAGE_SIZE};
 
 /// Guest paging mode (SDM vol. 3, section 4.1.1). Five-level paging is not offered to guests.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -94,10 +94,24 @@ const DIRTY: u64 = 1 << 6;
 const PAGE_SIZE_BIT: u64 = 1 << 7;
 const NX: u64 = 1 << 63;
 
-#[derive(Clone, Copy)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
 struct Step {
     at: Gpa,
     entry: u64,
+}
+
+/// A translation together with the table entries that made it.
+#[derive(Clone, Copy, Debug)]
+pub struct Walk {
+    paging: Paging,
+    kind: AccessKind,
+    who: Privilege,
+    /// Linear page, and the frame it translates to.
+    page: u64,
+    frame: u64,
+    /// From the root on, as they are after accessed and dirty flags were set.
+    steps: [Step; 4],
+    count: usize,
 }
 
 /// Translates `gva`. Sets accessed and dirty flags as the processor would; a failed walk sets none.
@@ -110,11 +124,34 @@ pub fn walk<M: GuestMemory>(
     kind: AccessKind,
     who: Privilege,
 ) -> Result<Gpa, Exception> {
+    Ok(record(mem, paging, gva, kind, who)?.translate(gva))
+}
+
+/// As `walk`; the result can be asked later whether walking again would give the same.
+pub fn record<M: GuestMemory>(
+    mem: &mut M,
+    paging: &Paging,
+    gva: Gva,
+    kind: AccessKind,
+    who: Privilege,
+) -> Result<Walk, Exception> {
     let raw = gva.raw();
     let mode = paging.mode();
+    let mut walk = Walk {
+        paging: *paging,
+        kind,
+        who,
+        page: raw & !(PAGE_SIZE - 1),
+        frame: raw & 0xffff_f000,
+        steps: [Step {
+            at: Gpa::new(0),
+            entry: 0,
+        }; 4],
+        count: 0,
+    };
     // levels, entry bytes, bits of index per level
     let (levels, entry_bytes, index_bits) = match mode {
-        PagingMode::None => return Ok(Gpa::new(raw & 0xffff_ffff)),
+        PagingMode::None => return Ok(walk),
         PagingMode::Bits32 => (2u32, 4u64, 10u32),
         PagingMode::Pae => (3, 8, 9),
         PagingMode::Level4 => (4, 8, 9),
@@ -124,29 +161,20 @@ pub fn walk<M: GuestMemory>(
         PagingMode::Pae => paging.cr3 & 0xffff_ffe0,
         PagingMode::Level4 => paging.cr3 & phys_mask(paging) & !0xfff,
     };
-    let mut steps = [Step {
-        at: Gpa::new(0),
-        entry: 0,
-    }; 4];
-    let mut count = 0;
     let mut allowed = WRITABLE | USER;
     let mut no_execute = false;
     let mut level = levels;
-    let frame = loop {
+    walk.frame = loop {
         let shift = PAGE_SHIFT + (level - 1) * index_bits;
         let index = raw >> shift & ((1 << index_bits) - 1);
+        let pdpte = mode == PagingMode::Pae && level == 3;
         // The PDPT of PAE paging has four entries.
-        let index = if mode == PagingMode::Pae && level == 3 {
-            index & 3
-        } else {
-            index
-        };
+        let index = if pdpte { index & 3 } else { index };
         let at = Gpa::new(table + index * entry_bytes);
         let entry = read_entry(mem, at, entry_bytes);
         if entry & PRESENT == 0 {
             return Err(fault(paging, gva, kind, who, 0));
         }
-        let pdpte = mode == PagingMode::Pae && level == 3;
         let large = level > 1 && entry & PAGE_SIZE_BIT != 0 && can_be_large(paging, mode, level);
         if entry & reserved(paging, mode, level, large) != 0 {
             return Err(fault(paging, gva, kind, who, pfec::P | pfec::RSVD));
@@ -154,16 +182,16 @@ pub fn walk<M: GuestMemory>(
         if !pdpte {
             allowed &= entry;
             no_execute |= entry_bytes == 8 && entry & NX != 0;
-            steps[count] = Step { at, entry };
-            count += 1;
         }
+        walk.steps[walk.count] = Step { at, entry };
+        walk.count += 1;
         if level == 1 || large {
             let offset_mask = (1u64 << shift) - 1;
             break if large && mode == PagingMode::Bits32 {
                 // PSE-36: bits 20:13 are address bits 39:32.
-                (entry & 0xffc0_0000) | (entry >> 13 & 0xff) << 32 | (raw & offset_mask)
+                (entry & 0xffc0_0000) | (entry >> 13 & 0xff) << 32 | (walk.page & offset_mask)
             } else {
-                (entry & phys_mask(paging) & !0xfff & !offset_mask) | (raw & offset_mask)
+                (entry & phys_mask(paging) & !0xfff & !offset_mask) | (walk.page & offset_mask)
             };
         }
         table = entry & phys_mask(paging) & !0xfff;
@@ -172,19 +200,54 @@ pub fn walk<M: GuestMemory>(
     if !permitted(paging, allowed, no_execute, kind, who) {
         return Err(fault(paging, gva, kind, who, pfec::P));
     }
-    for (n, step) in steps[..count].iter().enumerate() {
-        let dirty = if n + 1 == count && kind == AccessKind::Write {
+    let last = walk.count - 1;
+    for (n, step) in walk.steps[..=last].iter_mut().enumerate() {
+        if mode == PagingMode::Pae && n == 0 {
+            continue; // PDPTEs have no such flags
+        }
+        let dirty = if n == last && kind == AccessKind::Write {
             DIRTY
         } else {
             0
         };
         let updated = step.entry | ACCESSED | dirty;
         if updated != step.entry {
+            step.entry = updated;
             // The guest's only vCPU is stopped, so this is atomic. A table outside RAM keeps nothing.
             let _ = mem.write(step.at, &updated.to_le_bytes()[..entry_bytes as usize]);
         }
     }
-    Ok(Gpa::new(frame))
+    Ok(walk)
+}
+
+impl Walk {
+    /// The translation of an address on the walk's page.
+    #[inline]
+    pub fn translate(&self, gva: Gva) -> Gpa {
+        Gpa::new(self.frame | (gva.raw() & (PAGE_SIZE - 1)))
+    }
+
+    /// Would walking for `gva` give the same? Then its translation: the same registers lead through the same entries.
+    #[inline]
+    pub fn again<M: GuestMemory>(
+        &self,
+        mem: &M,
+        paging: &Paging,
+        gva: Gva,
+        kind: AccessKind,
+        who: Privilege,
+    ) -> Option<Gpa> {
+        if self.page != gva.raw() & !(PAGE_SIZE - 1) || self.kind != kind || self.who != who || self.paging != *paging {
+            return None;
+        }
+        let bytes = if self.paging.mode() == PagingMode::Bits32 { 4 } else { 8 };
+        for step in &self.steps[..self.count] {
+            if read_entry(mem, step.at, bytes) != step.entry {
+                return None;
+            }
+        }
+        Some(self.translate(gva))
+    }
 }
 
 #[inline]
