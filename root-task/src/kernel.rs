@@ -1,69 +1,27 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
 //! Every kernel call that changes who holds what, written down in the ledger when it has succeeded.
 //!
-//! Usable alone by any root task: `Kernel::new(bootinfo)`, then `alloc`, `copy`, `map`.
+//! Usable alone by any root task: `Kernel::new(bootinfo)`, then `alloc` (in `untyped`), `copy`, `map` (in `vspace`).
 
 use crate::{
     cspace::{CSpace, Slots},
     failure::Failure,
+    objects::{full, rights_of},
 };
 use alloc::vec::Vec;
-use sel4::{BootInfo, CNodeCapData, CPtr, CapRights, IoApicPin, ObjectBlueprint, cap, init_thread::slot as init};
+use sel4::{BootInfo, CNodeCapData, CPtr, CapRights, IoApicPin, cap, init_thread::slot as init};
 use umbra_root_core::{
-    frames::{SMALL, Size},
-    ledger::{Cap, Holder, Ledger, Mapping, Object, Port, Rights},
-    untyped::{Pool, Run, Untyped},
+    ledger::{Cap, Holder, Ledger, Object, Rights},
+    untyped::{Pool, Untyped},
 };
 
 /// The kernel as the root task sees it: memory, slots, and what was handed out.
 #[derive(Debug)]
 pub struct Kernel {
-    memory: Pool,
-    slots: Slots,
-    ledger: Ledger,
-    cspaces: Vec<CSpace>,
-}
-
-/// Frames of one size in consecutive slots of the root task, with consecutive physical addresses.
-#[derive(Clone, Copy, Debug)]
-pub struct FrameRun {
-    /// First slot.
-    pub slot: u64,
-    /// First physical address.
-    pub paddr: u64,
-    /// How many.
-    pub count: u64,
-    /// Their size.
-    pub size: Size,
-}
-
-/// One frame.
-#[derive(Clone, Copy, Debug)]
-pub struct Frame {
-    /// Its slot in the root task's CNode.
-    pub slot: u64,
-    /// Its physical address.
-    pub paddr: u64,
-    /// Its size.
-    pub size: Size,
-}
-
-impl FrameRun {
-    /// One by one.
-    pub fn iter(self) -> impl Iterator<Item = Frame> {
-        (0..self.count).map(move |i| Frame {
-            slot: self.slot + i,
-            paddr: self.paddr + i * self.size.bytes(),
-            size: self.size,
-        })
-    }
-}
-
-impl Frame {
-    /// The capability.
-    pub const fn cap(&self) -> cap::UnspecifiedPage {
-        cap::UnspecifiedPage::from_bits(self.slot)
-    }
+    pub(crate) memory: Pool,
+    pub(crate) slots: Slots,
+    pub(crate) ledger: Ledger,
+    pub(crate) cspaces: Vec<CSpace>,
 }
 
 /// An address space that the root task made.
@@ -128,30 +86,6 @@ impl Kernel {
         self.slots.take()
     }
 
-    /// A new object (no frame, endpoint or CNode: see the other functions), its capability in a slot of the root task.
-    pub fn alloc<T: sel4::CapType>(&mut self, blueprint: ObjectBlueprint) -> Result<sel4::Cap<T>, Failure> {
-        let slot = self.slots.take()?;
-        self.make(blueprint, object_of(blueprint), CSpace::ROOT, slot, 1)?;
-        Ok(sel4::Cap::from_bits(slot))
-    }
-
-    /// A new endpoint.
-    pub fn alloc_endpoint(&mut self, port: Port) -> Result<cap::Endpoint, Failure> {
-        let slot = self.slots.take()?;
-        self.make(ObjectBlueprint::Endpoint, Object::Endpoint(port), CSpace::ROOT, slot, 1)?;
-        Ok(cap::Endpoint::from_bits(slot))
-    }
-
-    /// A new CNode of 2^`bits` slots for `holder`.
-    pub fn alloc_cspace(&mut self, holder: Holder, bits: u8) -> Result<CSpace, Failure> {
-        let cnode = self.alloc(ObjectBlueprint::CNode { size_bits: bits })?;
-        // A holder's further CNodes stand in the ledger with an offset.
-        let before = self.cspaces.iter().filter(|cspace| cspace.holder == holder).count() as u64;
-        let cspace = CSpace::of(holder, cnode, bits, before << 32);
-        self.cspaces.push(cspace);
-        Ok(cspace)
-    }
-
     /// All CNodes made for others.
     pub fn cspaces(&self) -> &[CSpace] {
         &self.cspaces
@@ -172,92 +106,6 @@ impl Kernel {
             }),
             Ok(()) => unreachable!("an empty slot was copied"),
         }
-    }
-
-    /// A new address space for `holder`.
-    pub fn alloc_space(&mut self, holder: Holder) -> Result<Space, Failure> {
-        let vspace: cap::VSpace = self.alloc(ObjectBlueprint::VSpace)?;
-        init::ASID_POOL
-            .asid_pool_assign(vspace)
-            .map_err(Failure::kernel("give an address space its number"))?;
-        Ok(Space { holder, vspace })
-    }
-
-    /// `count` new frames, cleared: as few runs as memory allows.
-    pub fn alloc_frames(&mut self, size: Size, count: u64) -> Result<Vec<FrameRun>, Failure> {
-        let blueprint = match size {
-            Size::Small => ObjectBlueprint::SmallPage,
-            Size::Large => ObjectBlueprint::LargePage,
-        };
-        let first = self.slots.take_run(count)?;
-        let mut runs = Vec::new();
-        let mut slot = first;
-        while slot < first + count {
-            let wanted = (first + count - slot).min(cap::Untyped::MAX_OBJECTS);
-            let run = self.memory.take(blueprint.physical_size_bits(), wanted)?;
-            self.retype(
-                blueprint,
-                Object::Frame { size, device: false },
-                CSpace::ROOT,
-                slot,
-                run,
-            )?;
-            runs.push(FrameRun {
-                slot,
-                paddr: run.paddr,
-                count: run.count,
-                size,
-            });
-            slot += run.count;
-        }
-        Ok(runs)
-    }
-
-    /// One new frame of 4K.
-    pub fn alloc_page(&mut self) -> Result<Frame, Failure> {
-        let runs = self.alloc_frames(Size::Small, 1)?;
-        Ok(Frame {
-            slot: runs[0].slot,
-            paddr: runs[0].paddr,
-            size: Size::Small,
-        })
-    }
-
-    /// A frame of the device memory at `paddr`; it keeps its content.
-    pub fn alloc_device_frame(&mut self, paddr: u64, size: Size) -> Result<Frame, Failure> {
-        let (blueprint, bits) = match size {
-            Size::Small => (ObjectBlueprint::SmallPage, 12),
-            Size::Large => (ObjectBlueprint::LargePage, 21),
-        };
-        let mut skipped = Vec::new();
-        let run = self.memory.take_device(paddr, bits, |bits| skipped.push(bits))?;
-        let mut at = paddr - skipped.iter().map(|bits| 1u64 << bits).sum::<u64>();
-        for bits in skipped {
-            let slot = self.slots.take()?;
-            let piece = Run {
-                untyped: run.untyped,
-                paddr: at,
-                count: 1,
-            };
-            let object = Object::Untyped { bits, device: true };
-            self.retype(
-                ObjectBlueprint::Untyped { size_bits: bits },
-                object,
-                CSpace::ROOT,
-                slot,
-                piece,
-            )?;
-            at += 1 << bits;
-        }
-        let slot = self.slots.take()?;
-        self.retype(blueprint, Object::Frame { size, device: true }, CSpace::ROOT, slot, run)?;
-        Ok(Frame { slot, paddr, size })
-    }
-
-    /// Untyped memory of 2^`bits` bytes, its capability in a slot of `to`.
-    pub fn alloc_untyped(&mut self, bits: u8, to: CSpace, slot: u64) -> Result<(), Failure> {
-        let object = Object::Untyped { bits, device: false };
-        self.make(ObjectBlueprint::Untyped { size_bits: bits }, object, to, slot, 1)
     }
 
     /// Copies a capability of the root task to a slot of `to`, with at most these rights.
@@ -392,176 +240,10 @@ impl Kernel {
         Ok(())
     }
 
-    /// Maps a frame of the root task's at `vaddr` and makes the tables that are missing. The capability is used up.
-    pub fn map(&mut self, frame: Frame, space: &Space, vaddr: u64, writable: bool) -> Result<(), Failure> {
-        self.map_unrecorded(frame, space.vspace, vaddr, writable)?;
-        let (paddr, len) = (frame.paddr, frame.size.bytes());
-        self.ledger.map(Mapping {
-            holder: space.holder,
-            vaddr,
-            paddr,
-            len,
-            writable,
-        });
-        Ok(())
-    }
-
-    /// Maps a frame for a while: the caller unmaps it.
-    pub(crate) fn map_unrecorded(
-        &mut self,
-        frame: Frame,
-        vspace: cap::VSpace,
-        vaddr: u64,
-        writable: bool,
-    ) -> Result<(), Failure> {
-        crate::vspace::map(frame.cap(), vspace, vaddr, writable, |blueprint| {
-            let slot = self.slots.take()?;
-            self.make(blueprint, Object::PageTable, CSpace::ROOT, slot, 1)?;
-            Ok(CPtr::from_bits(slot))
-        })
-    }
-
-    /// A further capability to a frame, to map it once more.
-    pub fn duplicate(&mut self, frame: Frame) -> Result<Frame, Failure> {
-        let slot = self.slots.take()?;
-        self.copy(
-            CPtr::from_bits(frame.slot),
-            CSpace::ROOT,
-            slot,
-            Rights::READ | Rights::WRITE,
-        )?;
-        Ok(Frame { slot, ..frame })
-    }
-
-    fn make(
-        &mut self,
-        blueprint: ObjectBlueprint,
-        object: Object,
-        to: CSpace,
-        slot: u64,
-        count: u64,
-    ) -> Result<(), Failure> {
-        let run = self.memory.take(blueprint.physical_size_bits(), count)?;
-        self.retype(blueprint, object, to, slot, run)
-    }
-
-    fn retype(
-        &mut self,
-        blueprint: ObjectBlueprint,
-        object: Object,
-        to: CSpace,
-        slot: u64,
-        run: Run,
-    ) -> Result<(), Failure> {
-        cap::Untyped::from_bits(run.untyped)
-            .untyped_retype(blueprint, &to.whole(), slot, run.count)
-            .map_err(Failure::kernel(name_of(blueprint)))?;
-        let paddr = if object.memory() == 0 { 0 } else { run.paddr };
-        self.ledger
-            .put(to.holder, to.ledger_slot(slot), run.count, full(object, paddr));
-        Ok(())
-    }
-
     fn record_copy(&mut self, from: CPtr, to: CSpace, slot: u64, change: impl FnOnce(Cap) -> Cap) {
         // A capability that the ledger does not know (of the boot information) is nobody's business but the root task's.
         if let Some(cap) = self.ledger.get(Holder::Root, from.bits()) {
             self.ledger.put(to.holder, to.ledger_slot(slot), 1, change(cap));
         }
     }
-}
-
-/// A capability with all rights, as the kernel creates it.
-const fn full(object: Object, paddr: u64) -> Cap {
-    let rights = match object {
-        Object::Frame { .. } => Rights::READ.union(Rights::WRITE),
-        Object::Untyped { .. }
-        | Object::CNode { .. }
-        | Object::Tcb
-        | Object::VSpace
-        | Object::PageTable
-        | Object::EptRoot
-        | Object::Vcpu
-        | Object::Endpoint(_)
-        | Object::Notification
-        | Object::IoPorts { .. }
-        | Object::IrqHandler(_)
-        | Object::IrqControl
-        | Object::AsidControl
-        | Object::AsidPool
-        | Object::Domain => Rights::all(),
-    };
-    Cap {
-        object,
-        rights,
-        badge: 0,
-        paddr,
-    }
-}
-
-fn rights_of(rights: Rights) -> CapRights {
-    let pairs = [
-        (Rights::READ, CapRights::READ),
-        (Rights::WRITE, CapRights::WRITE),
-        (Rights::GRANT, CapRights::GRANT),
-    ];
-    pairs
-        .iter()
-        .filter(|(r, _)| rights.contains(*r))
-        .fold(CapRights::NONE, |sum, (_, right)| sum.union(*right))
-}
-
-const fn object_of(blueprint: ObjectBlueprint) -> Object {
-    match blueprint {
-        ObjectBlueprint::Untyped { size_bits } => Object::Untyped {
-            bits: size_bits,
-            device: false,
-        },
-        ObjectBlueprint::CNode { size_bits } => Object::CNode { bits: size_bits },
-        ObjectBlueprint::Tcb => Object::Tcb,
-        ObjectBlueprint::Endpoint => Object::Endpoint(Port::Supervisor),
-        ObjectBlueprint::Notification => Object::Notification,
-        ObjectBlueprint::VSpace => Object::VSpace,
-        ObjectBlueprint::SmallPage => Object::Frame {
-            size: Size::Small,
-            device: false,
-        },
-        ObjectBlueprint::LargePage => Object::Frame {
-            size: Size::Large,
-            device: false,
-        },
-        ObjectBlueprint::VCpu => Object::Vcpu,
-        ObjectBlueprint::EptPml4 => Object::EptRoot,
-        ObjectBlueprint::Pdpt
-        | ObjectBlueprint::PageDirectory
-        | ObjectBlueprint::PageTable
-        | ObjectBlueprint::EptPdpt
-        | ObjectBlueprint::EptPd
-        | ObjectBlueprint::EptPt => Object::PageTable,
-    }
-}
-
-const fn name_of(blueprint: ObjectBlueprint) -> &'static str {
-    match blueprint {
-        ObjectBlueprint::Untyped { .. } => "make untyped memory",
-        ObjectBlueprint::CNode { .. } => "make a CNode",
-        ObjectBlueprint::Tcb => "make a thread",
-        ObjectBlueprint::Endpoint => "make an endpoint",
-        ObjectBlueprint::Notification => "make a notification",
-        ObjectBlueprint::VSpace => "make an address space",
-        ObjectBlueprint::Pdpt => "make a PDPT",
-        ObjectBlueprint::PageDirectory => "make a page directory",
-        ObjectBlueprint::PageTable => "make a page table",
-        ObjectBlueprint::SmallPage => "make 4K frames",
-        ObjectBlueprint::LargePage => "make 2M frames",
-        ObjectBlueprint::VCpu => "make a VCPU",
-        ObjectBlueprint::EptPml4 => "make an EPT root",
-        ObjectBlueprint::EptPdpt => "make an EPT PDPT",
-        ObjectBlueprint::EptPd => "make an EPT page directory",
-        ObjectBlueprint::EptPt => "make an EPT page table",
-    }
-}
-
-/// Pages of 4K in `len` bytes.
-pub const fn pages(len: u64) -> u64 {
-    len.div_ceil(SMALL)
 }

@@ -13,11 +13,13 @@ pub mod guest_ram;
 pub mod kernel;
 pub mod log;
 pub mod machine;
+mod objects;
 pub mod payload;
 pub mod power_off;
 pub mod spawn;
 pub mod supervise;
 pub mod tsc;
+pub mod untyped;
 pub mod vspace;
 
 pub use failure::Failure;

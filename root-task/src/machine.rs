@@ -55,6 +55,8 @@ pub enum Problem {
         /// Bytes that are free.
         free: u64,
     },
+    /// The guest images cannot be mapped: the boot loader did not leave that memory out of the memory map.
+    Payload(Failure),
     /// Memory, slots, or a refused kernel call.
     Failure(Failure),
     /// A component is not in the bundle, or corrupt.
@@ -81,6 +83,7 @@ impl fmt::Display for Problem {
                     free >> 20
                 )
             }
+            Self::Payload(failure) => write!(f, "the guest images cannot be mapped: {failure}"),
             Self::Failure(failure) => failure.fmt(f),
             Self::Bundle(error) => error.fmt(f),
             Self::Missing(image) => write!(f, "the bundle has no entry '{image}'"),

@@ -98,7 +98,7 @@ impl From<Failure> for Stop<'_> {
 fn run<'a>(kernel: &mut Kernel, system: &'a System, bundle: Bundle) -> Result<bool, Stop<'a>> {
     let tsc_hz = tsc::frequency(init_thread::slot::IO_PORT).map_err(Failure::kernel("read the PIT"))?;
     let supervisor = kernel.alloc_endpoint(Port::Supervisor)?;
-    let payload = Window::new(kernel, system.payload)?;
+    let payload = Window::new(kernel, system.payload).map_err(Problem::Payload)?;
     let mut factory = Factory {
         kernel,
         system,

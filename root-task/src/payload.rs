@@ -3,7 +3,8 @@
 
 use crate::{
     failure::Failure,
-    kernel::{Frame, Kernel, Space},
+    kernel::{Kernel, Space},
+    untyped::Frame,
 };
 use alloc::vec::Vec;
 use umbra_description::{Payload, RamPages, layout};

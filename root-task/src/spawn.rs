@@ -4,7 +4,8 @@
 use crate::{
     cspace::CSpace,
     failure::Failure,
-    kernel::{Frame, Kernel, Space, pages},
+    kernel::{Kernel, Space},
+    untyped::Frame,
     vspace,
 };
 use sel4::{CNodeCapData, CPtr, ObjectBlueprint, UserContext, cap};
@@ -97,7 +98,7 @@ impl Build {
         root: &Root,
         config: &[u8],
     ) -> Result<Thread, Failure> {
-        self.facts.config = pages(config.len() as u64) * PAGE;
+        self.facts.config = (config.len() as u64).next_multiple_of(PAGE);
         let mut vaddr = layout::CONFIG;
         for piece in config.chunks(PAGE as usize) {
             let page = kernel.alloc_page()?;

@@ -1,13 +1,16 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
-//! How does a frame get into an address space whose tables may be missing, and how is a frame filled?
+//! How a frame gets into an address space whose tables may be missing, and how a frame is filled.
 
 use crate::{
+    cspace::CSpace,
     failure::Failure,
-    kernel::{Frame, Kernel},
+    kernel::{Kernel, Space},
+    untyped::Frame,
 };
 use sel4::{
     CPtr, CapRights, Error, LookupFailure, ObjectBlueprint, PageAttributes, TranslationTable, cap, init_thread,
 };
+use umbra_root_core::ledger::{Mapping, Object, Rights};
 
 /// Where the root task maps a frame to fill it: above its image, used for nothing else.
 const WINDOW: u64 = 0x4000_0000;
@@ -65,4 +68,47 @@ pub fn fill(kernel: &mut Kernel, frame: Frame, fill: impl FnOnce(&mut [u8; 4096]
     // SAFETY: a frame of 4096 bytes was just mapped there for writing; nothing else refers to it until it is unmapped.
     fill(unsafe { &mut *core::ptr::with_exposed_provenance_mut::<[u8; 4096]>(WINDOW as usize) });
     frame.cap().frame_unmap().map_err(Failure::kernel("unmap a frame"))
+}
+
+impl Kernel {
+    /// Maps a frame of the root task's at `vaddr` and makes the tables that are missing. The capability is used up.
+    pub fn map(&mut self, frame: Frame, space: &Space, vaddr: u64, writable: bool) -> Result<(), Failure> {
+        self.map_unrecorded(frame, space.vspace, vaddr, writable)?;
+        let (paddr, len) = (frame.paddr, frame.size.bytes());
+        self.ledger.map(Mapping {
+            holder: space.holder,
+            vaddr,
+            paddr,
+            len,
+            writable,
+        });
+        Ok(())
+    }
+
+    /// Maps a frame for a while: the caller unmaps it.
+    pub(crate) fn map_unrecorded(
+        &mut self,
+        frame: Frame,
+        vspace: cap::VSpace,
+        vaddr: u64,
+        writable: bool,
+    ) -> Result<(), Failure> {
+        map(frame.cap(), vspace, vaddr, writable, |blueprint| {
+            let slot = self.slots.take()?;
+            self.make(blueprint, Object::PageTable, CSpace::ROOT, slot, 1)?;
+            Ok(CPtr::from_bits(slot))
+        })
+    }
+
+    /// A further capability to a frame, to map it once more.
+    pub fn duplicate(&mut self, frame: Frame) -> Result<Frame, Failure> {
+        let slot = self.slots.take()?;
+        self.copy(
+            CPtr::from_bits(frame.slot),
+            CSpace::ROOT,
+            slot,
+            Rights::READ | Rights::WRITE,
+        )?;
+        Ok(Frame { slot, ..frame })
+    }
 }
