@@ -33,6 +33,8 @@ pub mod slots;
 pub mod spte;
 pub mod stage2;
 pub mod table;
+#[cfg(test)]
+mod tests;
 pub mod trace;
 pub mod zap;
 

@@ -100,3 +100,17 @@ impl<S: Stage2> Mmu<S> {
         Err(Stage2Error::Exhausted(Resource::Tables).into())
     }
 }
+
+#[cfg(test)]
+impl<S: Stage2> Mmu<S> {
+    pub(crate) fn plan_for_test(&self, gfn: umbra_mmu_abi::Gfn, access: Access) -> MapPlan {
+        match self.plan(&self.walk(gfn), gfn, access) {
+            Plan::Map(plan) => plan,
+            other => panic!("{gfn} is not to be mapped: {other:?}"),
+        }
+    }
+
+    pub(crate) fn apply_for_test(&mut self, plan: &MapPlan) -> bool {
+        self.apply(plan) == Ok(apply::Applied::Mapped)
+    }
+}

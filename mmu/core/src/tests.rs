@@ -1,0 +1,250 @@
+// SPDX-License-Identifier: MIT OR Apache-2.0
+//! What can only be seen from within? States that a single caller never meets from outside.
+
+use crate::rmap::{Rmap, RmapEntries};
+use crate::sim::SimStage2;
+use crate::slots::{Slot, SlotState};
+use crate::spte::{Leaf, Spte, SpteKind, Writable};
+use crate::stage2::{BackingShape, Stage2, TableLevel};
+use crate::table::{SptePlace, TableId};
+use crate::trace::Event;
+use crate::{Limits, Mmu};
+use std::vec::Vec;
+use umbra_mmu_abi::{Access, Backing, BackingId, FaultOutcome, Generation, Gfn, PageLevel, SlotFlags, SlotId, Stat};
+
+const SHAPES: [BackingShape; 1] = [BackingShape {
+    small_head: 16,
+    large: 0,
+    small_tail: 0,
+}];
+const BASE: Gfn = Gfn::new(0x100);
+
+fn mmu(first: u32) -> Mmu<SimStage2> {
+    let limits = Limits {
+        tables: 32,
+        first_generation: Generation(first),
+        ..Limits::default()
+    };
+    Mmu::new(SimStage2::new(SHAPES.to_vec(), 32), SHAPES.to_vec(), &limits).unwrap()
+}
+
+fn set(mmu: &mut Mmu<SimStage2>, id: u16, base: Gfn, npages: u32, first_page: u32, flags: SlotFlags) {
+    let backing = Backing {
+        id: BackingId(0),
+        first_page,
+    };
+    mmu.set_slot(SlotId(id), base, npages, backing, flags).unwrap();
+}
+
+fn place_of(mmu: &Mmu<SimStage2>, gfn: Gfn) -> SptePlace {
+    let walk = mmu.walk(gfn);
+    assert_eq!(walk.level, TableLevel::Pt);
+    walk.place
+}
+
+// REQ: MEM-6
+#[test]
+fn a_dying_slot_is_not_mapped() {
+    let mut mmu = mmu(0);
+    set(&mut mmu, 0, BASE, 4, 0, SlotFlags::empty());
+    let slot = *mmu.slots().get(SlotId(0)).unwrap();
+    mmu.slots.begin();
+    mmu.slots.publish(
+        slot.id,
+        Some(Slot {
+            state: SlotState::Invalid,
+            ..slot
+        }),
+    );
+    assert_eq!(mmu.fault(BASE.gpa(), Access::Write), Ok(FaultOutcome::Resume));
+    assert_eq!(mmu.stat(Stat::Mapped4K), 0);
+    // REQ: GEN-6: nor is the absence of other memory cached meanwhile.
+    let beyond = Gfn::new(BASE.raw() + 9);
+    assert!(matches!(
+        mmu.fault(beyond.gpa(), Access::Read),
+        Ok(FaultOutcome::Emulate(_))
+    ));
+    assert!(mmu.walk(beyond).spte.is_empty());
+}
+
+/// The generation comes back to a number that an MMIO spte was cached under, 2^19 changes later.
+// REQ: GEN-5
+#[test]
+fn an_mmio_spte_does_not_survive_a_whole_turn() {
+    let first = 0x7fff0;
+    let mut mmu = mmu(first);
+    let gfn = Gfn::new(BASE.raw() + 1);
+    mmu.trace().start();
+    assert!(matches!(
+        mmu.fault(gfn.gpa(), Access::Read),
+        Ok(FaultOutcome::Emulate(_))
+    ));
+    set(&mut mmu, 0, BASE, 4, 0, SlotFlags::empty());
+    let mut readonly = false;
+    while mmu.generation() != Generation(first) {
+        readonly = !readonly;
+        let flags = if readonly {
+            SlotFlags::READONLY
+        } else {
+            SlotFlags::empty()
+        };
+        set(&mut mmu, 1, Gfn::new(0x900), 4, 8, flags);
+        if mmu.generation() == Generation(0) {
+            // REQ: GEN-8: one table holds MMIO sptes, and one is visited.
+            assert!(
+                mmu.trace()
+                    .events()
+                    .any(|event| event == Event::ZapMmio { tables: 1, sptes: 1 })
+            );
+        }
+    }
+    assert_eq!(mmu.stat(Stat::GenerationWraps), 1);
+    assert_eq!(
+        mmu.fault(gfn.gpa(), Access::Read),
+        Ok(FaultOutcome::Resume),
+        "memory, and not the old MMIO"
+    );
+    assert_eq!(mmu.stat(Stat::Mapped4K), 1);
+}
+
+// REQ: DT-2
+#[test]
+fn a_write_fault_restores_w_of_a_leaf_that_may_have_it() {
+    for before in [Writable::Restorable, Writable::Protected] {
+        let mut mmu = mmu(0);
+        set(&mut mmu, 0, BASE, 4, 0, SlotFlags::empty());
+        mmu.fault(BASE.gpa(), Access::Write).unwrap();
+        protect(&mut mmu, |leaf| {
+            Spte::leaf(Leaf {
+                writable: before,
+                ..leaf
+            })
+        });
+        assert!(mmu.stage2.write(BASE.gpa(), 1).is_err());
+        assert_eq!(mmu.fault(BASE.gpa(), Access::Write), Ok(FaultOutcome::Resume));
+        assert_eq!(mmu.stage2.write(BASE.gpa(), 1), Ok(()));
+        assert_eq!(mmu.audit().differences, 0);
+    }
+}
+
+// REQ: AT-1
+#[test]
+fn an_access_restores_a_tracked_leaf() {
+    let mut mmu = mmu(0);
+    set(&mut mmu, 0, BASE, 4, 0, SlotFlags::empty());
+    mmu.fault(BASE.gpa(), Access::Write).unwrap();
+    protect(&mut mmu, Spte::access_tracked);
+    assert_eq!(mmu.fault(BASE.gpa(), Access::Read), Ok(FaultOutcome::Resume));
+    assert_eq!(mmu.stage2.read(BASE.gpa()), Ok(0));
+    let SpteKind::Leaf(_) = mmu.tables.kind(place_of(&mmu, BASE)) else {
+        panic!("the leaf is not present")
+    };
+    assert_eq!(mmu.audit().differences, 0);
+}
+
+/// Changes the spte at [`BASE`] and takes W out of the hardware, as dirty logging and ageing do.
+fn protect(mmu: &mut Mmu<SimStage2>, spte: impl FnOnce(Leaf) -> Spte) {
+    let place = place_of(mmu, BASE);
+    let SpteKind::Leaf(leaf) = mmu.tables.kind(place) else {
+        panic!("no leaf at {BASE}")
+    };
+    let removed = mmu.stage2.unmap(SlotId(0), BASE, &leaf);
+    mmu.stage2.flush(removed);
+    mmu.stage2
+        .map(
+            SlotId(0),
+            BASE,
+            &Leaf {
+                writable: Writable::Protected,
+                ..leaf
+            },
+        )
+        .unwrap();
+    mmu.tables.set(place, spte(leaf));
+}
+
+// REQ: PF-3
+#[test]
+fn a_plan_that_was_overtaken_does_nothing() {
+    let mut mmu = mmu(0);
+    set(&mut mmu, 0, BASE, 4, 0, SlotFlags::empty());
+    let plan = mmu.plan_for_test(BASE, Access::Write);
+    set(&mut mmu, 0, BASE, 0, 0, SlotFlags::empty());
+    assert!(!mmu.apply_for_test(&plan));
+    assert_eq!(mmu.audit().differences, 0);
+    assert_eq!(mmu.stat(Stat::Mapped4K), 0);
+}
+
+// REQ: RM-1: sets of any size, against a plain list; one-entry sets take no entry of the pool.
+#[test]
+fn a_reverse_map_holds_any_number_of_sptes() {
+    let mut entries = RmapEntries::new(64).unwrap();
+    let mut rmap = Rmap::new(BASE, 16).unwrap();
+    let place = |i: u32| SptePlace {
+        table: TableId::from_raw(i / 3),
+        index: (i * 7 % 512) as u16,
+    };
+    let mut list: Vec<(u64, u32)> = Vec::new();
+    let mut random = 12345u32;
+    for _ in 0..4000 {
+        random = random.wrapping_mul(1664525).wrapping_add(1013904223);
+        let (gfn, i) = (u64::from(random >> 8) % 4, (random >> 16) % 12);
+        let at = Gfn::new(BASE.raw() + gfn);
+        match list.iter().position(|old| *old == (gfn, i)) {
+            Some(known) => {
+                list.swap_remove(known);
+                rmap.remove(&mut entries, at, PageLevel::K4, place(i));
+            }
+            None => {
+                list.push((gfn, i));
+                rmap.add(&mut entries, at, PageLevel::K4, place(i));
+            }
+        }
+        for gfn in 0..4 {
+            let mut wanted: Vec<_> = list.iter().filter(|old| old.0 == gfn).map(|old| place(old.1)).collect();
+            let at = Gfn::new(BASE.raw() + gfn);
+            let mut found: Vec<_> = rmap.places(&entries, at, PageLevel::K4).collect();
+            wanted.sort_unstable();
+            found.sort_unstable();
+            assert_eq!(found, wanted);
+        }
+        assert_eq!(rmap.any(&entries).is_some(), !list.is_empty());
+        let chained = (0..4)
+            .map(|gfn| list.iter().filter(|old| old.0 == gfn).count())
+            .filter(|n| *n > 1);
+        assert_eq!(64 - entries.free_count(), chained.sum::<usize>());
+    }
+}
+
+// REQ: GEN-8
+#[test]
+fn marking_checking_and_invalidating_are_events() {
+    let mut mmu = mmu(3);
+    mmu.trace().start();
+    mmu.fault(BASE.gpa(), Access::Read).unwrap();
+    mmu.fault(BASE.gpa(), Access::Read).unwrap();
+    set(&mut mmu, 0, Gfn::new(0x900), 4, 0, SlotFlags::empty());
+    mmu.fault(BASE.gpa(), Access::Read).unwrap();
+    let (old, new) = (Generation(3), Generation(4));
+    let check = |spte, slots, result| Event::CheckMmio {
+        gfn: BASE,
+        spte,
+        slots,
+        result,
+    };
+    let events: Vec<Event> = mmu.trace().events().collect();
+    let wanted = [
+        Event::MarkMmio {
+            gfn: BASE,
+            generation: old,
+        },
+        check(old, old, crate::mmio::MmioCheck::Emulate),
+        Event::InvalidateMmio { generation: new },
+        check(old, new, crate::mmio::MmioCheck::Invalid),
+        Event::MarkMmio {
+            gfn: BASE,
+            generation: new,
+        },
+    ];
+    assert_eq!(events, wanted);
+}
