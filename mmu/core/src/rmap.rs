@@ -133,8 +133,12 @@ impl Level {
     }
 
     fn mark(&mut self, at: usize) {
-        self.used[0][at / 64] |= 1 << (at % 64);
-        self.used[1][at / 4096] |= 1 << (at / 64 % 64);
+        let [words, above] = &mut self.used;
+        let word = &mut words[at / 64];
+        if *word == 0 {
+            above[at / 4096] |= 1 << (at / 64 % 64);
+        }
+        *word |= 1 << (at % 64);
     }
 
     fn unmark(&mut self, at: usize) {
@@ -194,19 +198,17 @@ impl Rmap {
     }
 
     /// Adds an spte that maps `gfn` with a page of `level`; two free entries were reserved.
+    #[inline]
     pub fn add(&mut self, entries: &mut RmapEntries, gfn: Gfn, level: PageLevel, place: SptePlace) {
         let level = self.level_mut(level);
         let at = level.at(gfn);
-        let head = match level.heads[at].kind() {
-            HeadKind::Empty => Head::one(place),
-            HeadKind::One(other) => {
-                let last = entries.take(other, None);
-                Head::many(entries.take(place, Some(last)))
-            }
-            HeadKind::Many(first) => Head::many(entries.take(place, Some(first))),
-        };
-        level.heads[at] = head;
-        level.mark(at);
+        let head = &mut level.heads[at];
+        if *head == Head::default() {
+            *head = Head::one(place);
+            level.mark(at);
+        } else {
+            *head = add_to_others(entries, *head, place);
+        }
     }
 
     /// Removes an spte that was added.
@@ -220,6 +222,16 @@ impl Rmap {
         };
         if level.heads[at] == Head::default() {
             level.unmark(at);
+        }
+    }
+
+    /// One of the sptes that map `gfn` with a page of `level`.
+    #[inline]
+    pub fn first(&self, entries: &RmapEntries, gfn: Gfn, level: PageLevel) -> Option<SptePlace> {
+        let page = self.level(level);
+        match page.heads[page.at(gfn)] == Head::default() {
+            true => None,
+            false => self.places(entries, gfn, level).next(),
         }
     }
 
@@ -267,6 +279,18 @@ impl Rmap {
                 })
             })
             .sum()
+    }
+}
+
+#[cold]
+fn add_to_others(entries: &mut RmapEntries, head: Head, place: SptePlace) -> Head {
+    match head.kind() {
+        HeadKind::Empty => Head::one(place),
+        HeadKind::One(other) => {
+            let last = entries.take(other, None);
+            Head::many(entries.take(place, Some(last)))
+        }
+        HeadKind::Many(first) => Head::many(entries.take(place, Some(first))),
     }
 }
 

@@ -90,6 +90,7 @@ impl Slot {
     }
 
     /// Whether it holds `gfn`.
+    #[inline]
     pub fn contains(&self, gfn: Gfn) -> bool {
         gfn.raw().wrapping_sub(self.base.raw()) < self.npages as u64
     }
@@ -115,11 +116,13 @@ impl Slot {
     }
 
     /// The page of the guest that `gfn` is mapped with: its first gfn, its frame and its size.
+    #[inline]
     pub fn page_at(&self, gfn: Gfn) -> (Gfn, Frame, PageLevel) {
         let page = self.backing.first_page + (gfn.raw() - self.base.raw()) as u32;
         let (_, level) = self.shape.frame_of(page);
         let into = gfn.raw() - gfn.align_down(level).raw();
-        let frame = Frame::new(self.backing.id, page - into as u32).expect("the check bounds every page");
+        // The check bounds every page.
+        let frame = Frame::of_checked(self.backing.id, page - into as u32);
         (gfn.align_down(level), frame, level)
     }
 

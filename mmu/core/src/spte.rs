@@ -226,11 +226,8 @@ impl Spte {
 
     /// Whether it maps a frame, now or after an access; cheap, for words that this crate wrote.
     pub(crate) const fn is_frame(self) -> bool {
-        match self.0 & TAG {
-            0 => self.0 & AD_DISABLED != 0,
-            SPECIAL => true,
-            _ => false,
-        }
+        // Of the kinds that bit 52 is set in, only the MMIO spte has both tag bits.
+        self.0 & AD_DISABLED != 0 && self.0 & TAG != TAG
     }
 
     /// The table that a walk goes on to, if any; cheap, for words that this crate wrote.

@@ -30,6 +30,11 @@ impl Frame {
             None
         }
     }
+    /// The same for a page that is known to be below [`Frame::PAGES`].
+    pub(crate) const fn of_checked(id: BackingId, page: u32) -> Self {
+        debug_assert!(page < Self::PAGES);
+        Self((id.0 as u64) << 24 | page as u64)
+    }
     /// The backing.
     pub const fn backing(self) -> BackingId {
         BackingId((self.0 >> 24) as u16)
@@ -77,6 +82,7 @@ impl BackingShape {
     }
 
     /// The number of the frame that holds `page`, counted from 0 in the order of addresses, and its size.
+    #[inline]
     pub fn frame_of(&self, page: u32) -> (u32, PageLevel) {
         let large = self.large_pages();
         if page < large.start {

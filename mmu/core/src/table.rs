@@ -210,8 +210,14 @@ impl Tables {
         let word = &self.words[place.table.at()][place.index as usize];
         let old = Spte::from_raw(word.swap(new.raw(), Ordering::AcqRel));
         let table = &mut self.tables[place.table.at()];
-        table.used = table.used + u16::from(old.is_empty()) - u16::from(new.is_empty());
-        table.leaves = table.leaves + u16::from(new.is_frame()) - u16::from(old.is_frame());
+        if !new.is_empty() {
+            table.used += 1;
+            table.leaves += u16::from(new.is_frame());
+        }
+        if !old.is_empty() {
+            table.used -= 1;
+            table.leaves -= u16::from(old.is_frame());
+        }
         old
     }
 

@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
 //! How does a plan become real? What it needs is reserved first; then each step is one that cannot run out.
 
+use super::plan::{Place, Preparation};
 use super::{FaultError, MapPlan};
 use crate::Mmu;
 use crate::spte::{Spte, SpteKind};
@@ -21,18 +22,26 @@ pub(super) enum Applied {
 
 impl<S: Stage2> Mmu<S> {
     /// Gets everything that the plan takes. It may have to make room, which makes the plan stale.
-    #[inline]
+    #[inline(always)]
     pub(super) fn reserve(&mut self, plan: &MapPlan, gfn: Gfn) -> Result<(), FaultError> {
-        while self.tables.free_count() < plan.tables {
+        if self.rmap_entries.free_count() < 2 {
+            return Err(Stage2Error::Exhausted(Resource::RmapEntries).into());
+        }
+        match plan.place {
+            Place::Ready(_) => Ok(()),
+            Place::Prepare(what) => self.reserve_tables(what, gfn),
+        }
+    }
+
+    #[cold]
+    fn reserve_tables(&mut self, what: Preparation, gfn: Gfn) -> Result<(), FaultError> {
+        while self.tables.free_count() < what.tables {
             // Slots are accepted only if their tables fit, so either caches or obsolete tables take the room.
             if !self.evict_mmio_table(gfn) && !self.zap_obsolete(ZAP_BATCH) {
                 return Err(Stage2Error::Exhausted(Resource::Tables).into());
             }
         }
-        if self.rmap_entries.free_count() < 2 {
-            return Err(Stage2Error::Exhausted(Resource::RmapEntries).into());
-        }
-        Ok(self.stage2.reserve(plan.hardware)?)
+        Ok(self.stage2.reserve(what.hardware)?)
     }
 
     /// Does it.
@@ -40,38 +49,16 @@ impl<S: Stage2> Mmu<S> {
     /// # Errors
     /// The hardware refused what it was asked for: tables may be in place then, the leaf is not.
     // REQ: PF-1, PF-3
-    #[inline]
+    #[inline(always)]
     pub(super) fn apply(&mut self, plan: &MapPlan) -> Result<Applied, FaultError> {
         if plan.seq != self.invalidate_seq {
             return Ok(Applied::Stale);
         }
-        let mut removed = Unflushed::NOTHING;
-        if let Some(place) = plan.obsolete {
-            assert!(
-                self.is_obsolete(place.table),
-                "{} is mapped by {place:?}, and the walk missed it",
-                plan.at
-            );
-            removed.and(self.drop_leaf(place, Cut::Unmap));
-        }
-        if let Some(table) = plan.over {
-            removed.and(self.zap_table(table));
-        }
-        if removed.count() > 0 {
-            // Before the new translation: a processor never sees two for one address.
-            self.stage2.flush(removed);
-        }
-        let level = TableLevel::of_page(plan.leaf.level);
-        let table = match plan.table {
-            Some(table) if plan.hardware == crate::stage2::TableNeeds::NONE => table,
-            _ => {
-                let table = self.table_for(plan.at, level);
-                self.link_down_to(table)?;
-                table
-            }
+        let place = match plan.place {
+            Place::Ready(place) => place,
+            Place::Prepare(what) => self.prepare(plan.at, TableLevel::of_page(plan.leaf.level), what)?,
         };
         self.stage2.map(plan.slot, plan.at, &plan.leaf)?;
-        let place = self.tables.place(table, level, plan.at);
         let old = self.tables.set(place, Spte::leaf(plan.leaf));
         debug_assert!(!old.is_frame(), "a leaf was overwritten at {}", plan.at);
         let rmap = self.rmaps[plan.slot.0 as usize]
@@ -84,6 +71,29 @@ impl<S: Stage2> Mmu<S> {
             level: plan.leaf.level,
         });
         Ok(Applied::Mapped)
+    }
+
+    /// Removes what the leaf takes the place of, and makes the table for it with all above.
+    #[cold]
+    fn prepare(&mut self, at: Gfn, level: TableLevel, what: Preparation) -> Result<SptePlace, FaultError> {
+        let mut removed = Unflushed::NOTHING;
+        if let Some(place) = what.obsolete {
+            assert!(
+                self.is_obsolete(place.table),
+                "{at} is mapped by {place:?}, and the walk missed it"
+            );
+            removed.and(self.drop_leaf(place, Cut::Unmap));
+        }
+        if let Some(table) = what.over {
+            removed.and(self.zap_table(table));
+        }
+        if removed.count() > 0 {
+            // Before the new translation: a processor never sees two for one address.
+            self.stage2.flush(removed);
+        }
+        let table = self.table_for(at, level);
+        self.link_down_to(table)?;
+        Ok(self.tables.place(table, level, at))
     }
 
     /// The table of `level` for `gfn`, made with all above it; free ones were counted before.

@@ -82,6 +82,7 @@ impl<S: Stage2> Mmu<S> {
     }
 
     /// What the spte at the end of the walk means for `access`.
+    #[inline(never)]
     pub(crate) fn classify(&mut self, walk: &Walk, gfn: Gfn, access: Access) -> Class {
         if walk.spte.is_empty() {
             return Class::Miss;

@@ -20,16 +20,17 @@ const LOOPING: u32 = 256;
 impl<S: Stage2> Mmu<S> {
     /// Answers the fault without the slow path, if that can be done.
     // REQ: PF-1, GEN-4, DT-2
+    #[inline(never)]
     pub(super) fn fast(&mut self, walk: &Walk, class: &Class, gpa: Gpa) -> Result<Option<FaultOutcome>, FaultError> {
         match *class {
             Class::Miss => Ok(None),
-            Class::MmioCached => Ok(Some(FaultOutcome::Emulate(self.mmio(gpa.gfn())))),
+            Class::MmioCached => Ok(Some(self.emulate(self.mmio(gpa.gfn())))),
             Class::ReadOnlyWrite => {
                 let mmio = Mmio {
                     readonly_slot: true,
                     ..self.mmio(gpa.gfn())
                 };
-                Ok(Some(FaultOutcome::Emulate(mmio)))
+                Ok(Some(self.emulate(mmio)))
             }
             Class::Spurious => {
                 let times = if self.spurious.gpa == Some(gpa) {
@@ -40,12 +41,12 @@ impl<S: Stage2> Mmu<S> {
                 self.spurious = Spurious { gpa: Some(gpa), times };
                 match times >= LOOPING {
                     true => Err(FaultError::Looping { gpa, times }),
-                    false => Ok(Some(FaultOutcome::Resume)),
+                    false => Ok(Some(self.resume())),
                 }
             }
             Class::Restore(leaf) => {
                 self.restore(walk, leaf)?;
-                Ok(Some(FaultOutcome::Resume))
+                Ok(Some(self.resume()))
             }
         }
     }

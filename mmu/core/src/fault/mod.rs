@@ -13,7 +13,8 @@ pub use plan::{MapPlan, Plan};
 use crate::Mmu;
 use crate::slots::GFN_LIMIT;
 use crate::stage2::{Resource, Stage2, Stage2Error};
-use umbra_mmu_abi::{Access, FaultOutcome, Gpa};
+use apply::Applied;
+use umbra_mmu_abi::{Access, FaultOutcome, Gpa, Mmio};
 
 /// Why a fault could not be handled. It is our fault or our limits', never the guest's.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -53,51 +54,63 @@ impl<S: Stage2> Mmu<S> {
     /// See [`FaultError`]; every structure is as consistent as before.
     // REQ: PF-1
     pub fn fault(&mut self, gpa: Gpa, access: Access) -> Result<FaultOutcome, FaultError> {
-        let outcome = self.handle(gpa, access)?;
-        match outcome {
-            FaultOutcome::Resume => self.stats.resumed += 1,
-            FaultOutcome::Emulate(_) => self.stats.emulated += 1,
-        }
-        Ok(outcome)
+        // A plan that was overtaken, or had to make room first, is made again: at most once for each table.
+        self.attempt(gpa, access, self.tables.capacity() + 2)
     }
 
-    #[inline]
-    fn handle(&mut self, gpa: Gpa, access: Access) -> Result<FaultOutcome, FaultError> {
+    fn attempt(&mut self, gpa: Gpa, access: Access, tries: usize) -> Result<FaultOutcome, FaultError> {
         let gfn = gpa.gfn();
         if gfn.raw() >= GFN_LIMIT {
             // No table translates it, so there is nothing to cache it in.
-            return Ok(FaultOutcome::Emulate(self.mmio(gfn)));
+            return Ok(self.emulate(self.mmio(gfn)));
         }
-        let mut walk = self.walk(gfn);
-        if self.is_fresh_mmio(walk.spte, gfn) {
-            return Ok(FaultOutcome::Emulate(self.mmio(gfn)));
+        let walk = self.walk(gfn);
+        if !walk.spte.is_empty() {
+            if self.is_fresh_mmio(walk.spte, gfn) {
+                return Ok(self.emulate(self.mmio(gfn)));
+            }
+            let class = self.classify(&walk, gfn, access);
+            if let Some(outcome) = self.fast(&walk, &class, gpa)? {
+                return Ok(outcome);
+            }
         }
-        // Only a plan that another agent overtook, or that had to make room first, goes round again.
-        for _ in 0..self.tables.capacity() + 2 {
-            if !walk.spte.is_empty() {
-                let class = self.classify(&walk, gfn, access);
-                if let Some(outcome) = self.fast(&walk, &class, gpa)? {
-                    return Ok(outcome);
+        match self.plan(&walk, gfn, access) {
+            Plan::Emulate(mmio) => Ok(self.emulate(mmio)),
+            Plan::CacheMmio(mmio) => {
+                self.cache_mmio(&walk, gfn);
+                Ok(self.emulate(mmio))
+            }
+            // The slot is going; the guest comes back to the table that is then in place.
+            Plan::Retry => Ok(self.resume()),
+            Plan::Map(map) => {
+                self.reserve(&map, gfn)?;
+                match self.apply(&map)? {
+                    Applied::Mapped => Ok(self.resume()),
+                    Applied::Stale => self.again(gpa, access, tries),
                 }
             }
-            match self.plan(&walk, gfn, access) {
-                Plan::Emulate(mmio) => return Ok(FaultOutcome::Emulate(mmio)),
-                Plan::CacheMmio(mmio) => {
-                    self.cache_mmio(&walk, gfn);
-                    return Ok(FaultOutcome::Emulate(mmio));
-                }
-                // The slot is going; the guest comes back to the table that is then in place.
-                Plan::Retry => return Ok(FaultOutcome::Resume),
-                Plan::Map(map) => {
-                    self.reserve(&map, gfn)?;
-                    if self.apply(&map)? == apply::Applied::Mapped {
-                        return Ok(FaultOutcome::Resume);
-                    }
-                }
-            }
-            walk = self.walk(gfn);
         }
-        Err(Stage2Error::Exhausted(Resource::Tables).into())
+    }
+
+    #[cold]
+    #[inline(never)]
+    fn again(&mut self, gpa: Gpa, access: Access, tries: usize) -> Result<FaultOutcome, FaultError> {
+        match tries.checked_sub(1) {
+            Some(tries) => self.attempt(gpa, access, tries),
+            None => Err(Stage2Error::Exhausted(Resource::Tables).into()),
+        }
+    }
+
+    #[inline(always)]
+    fn resume(&mut self) -> FaultOutcome {
+        self.stats.resumed += 1;
+        FaultOutcome::Resume
+    }
+
+    #[inline(always)]
+    fn emulate(&mut self, mmio: Mmio) -> FaultOutcome {
+        self.stats.emulated += 1;
+        FaultOutcome::Emulate(mmio)
     }
 }
 
@@ -111,6 +124,6 @@ impl<S: Stage2> Mmu<S> {
     }
 
     pub(crate) fn apply_for_test(&mut self, plan: &MapPlan) -> bool {
-        self.apply(plan) == Ok(apply::Applied::Mapped)
+        self.apply(plan) == Ok(Applied::Mapped)
     }
 }

@@ -31,8 +31,21 @@ pub struct MapPlan {
     pub(super) slot: SlotId,
     pub(super) at: Gfn,
     pub(super) leaf: Leaf,
-    /// The table for the leaf, if it is there.
-    pub(super) table: Option<TableId>,
+    pub(super) place: Place,
+}
+
+/// Where the leaf goes.
+#[derive(Clone, Copy, Debug)]
+pub enum Place {
+    /// Here, as it is: the usual case.
+    Ready(SptePlace),
+    /// Something has to be made, or taken away, before.
+    Prepare(Preparation),
+}
+
+/// What stands between a plan and its leaf.
+#[derive(Clone, Copy, Debug)]
+pub struct Preparation {
     /// Tables of sptes to take.
     pub(super) tables: usize,
     /// Hardware tables to link.
@@ -46,7 +59,7 @@ pub struct MapPlan {
 impl<S: Stage2> Mmu<S> {
     /// Plans the slow path for a miss.
     // REQ: PF-1
-    #[inline]
+    #[inline(always)]
     pub(super) fn plan(&self, walk: &Walk, gfn: Gfn, access: Access) -> Plan {
         let Some(slot) = self.slots.published().lookup(gfn) else {
             return Plan::CacheMmio(self.mmio(gfn));
@@ -67,34 +80,41 @@ impl<S: Stage2> Mmu<S> {
             (GuestAccess::All, Access::Read | Access::Write | Access::Fetch) => Writable::Now,
         };
         let (at, frame, level) = slot.page_at(gfn);
-        let leaf = Leaf { frame, level, writable };
-        let table_level = TableLevel::of_page(level);
-        let (tables, hardware) = self.needs(walk, table_level);
         let rmap = self.rmaps[slot.id.0 as usize]
             .as_ref()
             .expect("a slot has a reverse map");
+        let obsolete = rmap.first(&self.rmap_entries, at, level);
+        let wanted = TableLevel::of_page(level);
+        // A hardware table hangs below others, as far as the current tree goes.
+        let linked = self.tables.get(walk.place.table).handle.is_some();
+        let place = match walk.level == wanted && linked && obsolete.is_none() {
+            true => Place::Ready(walk.place),
+            false => Place::Prepare(self.preparation(walk, wanted, obsolete)),
+        };
+        let leaf = Leaf { frame, level, writable };
         Plan::Map(MapPlan {
             seq: self.invalidate_seq,
             slot: slot.id,
             at,
             leaf,
-            table: self.on_the_way(walk, table_level),
+            place,
+        })
+    }
+
+    #[cold]
+    fn preparation(&self, walk: &Walk, wanted: TableLevel, obsolete: Option<SptePlace>) -> Preparation {
+        let (tables, hardware) = self.needs(walk, wanted);
+        let over = wanted.below().and_then(|below| self.on_the_way(walk, below));
+        Preparation {
             tables,
             hardware,
-            over: table_level.below().and_then(|below| self.on_the_way(walk, below)),
-            obsolete: rmap.places(&self.rmap_entries, at, level).next(),
-        })
+            over,
+            obsolete,
+        }
     }
 
     /// The tables of sptes, and of hardware, that are missing between the root and `down_to`.
     fn needs(&self, walk: &Walk, down_to: TableLevel) -> (usize, TableNeeds) {
-        // A hardware table hangs below others, as far as the current tree goes.
-        if self
-            .on_the_way(walk, down_to)
-            .is_some_and(|id| self.tables.get(id).handle.is_some())
-        {
-            return (0, TableNeeds::NONE);
-        }
         let (mut tables, mut hardware) = (0, TableNeeds::NONE);
         for level in TableLevel::TOP_DOWN.into_iter().filter(|level| *level >= down_to) {
             let table = self.on_the_way(walk, level);
