@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
 //! What can only be seen from within? States that a single caller never meets from outside.
 
+use crate::fault::Plan;
 use crate::rmap::{Rmap, RmapEntries};
 use crate::sim::SimStage2;
 use crate::slots::{Slot, SlotState};
@@ -163,16 +164,23 @@ fn protect(mmu: &mut Mmu<SimStage2>, spte: impl FnOnce(Leaf) -> Spte) {
     mmu.tables.set(place, spte(leaf));
 }
 
-// REQ: PF-3
+// REQ: PF-3: a plan that needs tables, and one that finds them in place.
 #[test]
 fn a_plan_that_was_overtaken_does_nothing() {
-    let mut mmu = mmu(0);
-    set(&mut mmu, 0, BASE, 4, 0, SlotFlags::empty());
-    let plan = mmu.plan_for_test(BASE, Access::Write);
-    set(&mut mmu, 0, BASE, 0, 0, SlotFlags::empty());
-    assert!(!mmu.apply_for_test(&plan));
-    assert_eq!(mmu.audit().differences, 0);
-    assert_eq!(mmu.stat(Stat::Mapped4K), 0);
+    for neighbour in [false, true] {
+        let mut mmu = mmu(0);
+        set(&mut mmu, 1, Gfn::new(BASE.raw() + 8), 4, 8, SlotFlags::empty());
+        if neighbour {
+            mmu.fault(Gfn::new(BASE.raw() + 8).gpa(), Access::Write).unwrap();
+        }
+        set(&mut mmu, 0, BASE, 4, 0, SlotFlags::empty());
+        let plan = mmu.plan_for_test(BASE, Access::Write);
+        assert_eq!(matches!(plan, Plan::Map(..)), neighbour);
+        set(&mut mmu, 0, BASE, 0, 0, SlotFlags::empty());
+        assert!(!mmu.apply_for_test(&plan, BASE));
+        assert_eq!(mmu.audit().differences, 0);
+        assert_eq!(mmu.stat(Stat::Mapped4K), u64::from(neighbour));
+    }
 }
 
 // REQ: RM-1: sets of any size, against a plain list; one-entry sets take no entry of the pool.

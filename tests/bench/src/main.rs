@@ -19,10 +19,10 @@ type Case = (&'static str, u64, fn(u64));
 const CASES: [Case; 6] = [
     ("EPT fault, fresh 4K page", 300, fresh_small_page),
     ("EPT fault, fresh 2M page", 300, fresh_large_page),
-    ("MMIO fault, cached in an spte", 100, mmio_fast),
-    ("MMIO fault after a slot change", 200, mmio_refresh),
-    ("slot lookup among 500", 60, slot_lookup),
-    ("zap-all and refault of one of 512 pages", 2000, zap_all),
+    ("MMIO fault, cached in an spte", 150, mmio_fast),
+    ("MMIO fault after a slot change", 600, mmio_refresh),
+    ("slot lookup among 500", 120, slot_lookup),
+    ("zap-all and refault of one page", 2800, zap_all),
 ];
 
 const SMALL_PAGES: u32 = 1 << 15;

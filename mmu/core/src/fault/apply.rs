@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
 //! How does a plan become real? What it needs is reserved first; then each step is one that cannot run out.
 
-use super::plan::{Place, Preparation};
+use super::plan::Preparation;
 use super::{FaultError, MapPlan};
 use crate::Mmu;
 use crate::spte::{Spte, SpteKind};
@@ -21,43 +21,19 @@ pub(super) enum Applied {
 }
 
 impl<S: Stage2> Mmu<S> {
-    /// Gets everything that the plan takes. It may have to make room, which makes the plan stale.
-    #[inline(always)]
-    pub(super) fn reserve(&mut self, plan: &MapPlan, gfn: Gfn) -> Result<(), FaultError> {
-        if self.rmap_entries.free_count() < 2 {
-            return Err(Stage2Error::Exhausted(Resource::RmapEntries).into());
-        }
-        match plan.place {
-            Place::Ready(_) => Ok(()),
-            Place::Prepare(what) => self.reserve_tables(what, gfn),
-        }
-    }
-
-    #[cold]
-    fn reserve_tables(&mut self, what: Preparation, gfn: Gfn) -> Result<(), FaultError> {
-        while self.tables.free_count() < what.tables {
-            // Slots are accepted only if their tables fit, so either caches or obsolete tables take the room.
-            if !self.evict_mmio_table(gfn) && !self.zap_obsolete(ZAP_BATCH) {
-                return Err(Stage2Error::Exhausted(Resource::Tables).into());
-            }
-        }
-        Ok(self.stage2.reserve(what.hardware)?)
-    }
-
-    /// Does it.
+    /// Does the usual plan. All that it can run out of is asked for first.
     ///
     /// # Errors
-    /// The hardware refused what it was asked for: tables may be in place then, the leaf is not.
+    /// Exhausted, or refused by the hardware: nothing has changed.
     // REQ: PF-1, PF-3
     #[inline(always)]
-    pub(super) fn apply(&mut self, plan: &MapPlan) -> Result<Applied, FaultError> {
+    pub(super) fn apply(&mut self, plan: &MapPlan, place: SptePlace) -> Result<Applied, FaultError> {
         if plan.seq != self.invalidate_seq {
             return Ok(Applied::Stale);
         }
-        let place = match plan.place {
-            Place::Ready(place) => place,
-            Place::Prepare(what) => self.prepare(plan.at, TableLevel::of_page(plan.leaf.level), what)?,
-        };
+        if self.rmap_entries.free_count() < 2 {
+            return Err(Stage2Error::Exhausted(Resource::RmapEntries).into());
+        }
         self.stage2.map(plan.slot, plan.at, &plan.leaf)?;
         let old = self.tables.set(place, Spte::leaf(plan.leaf));
         debug_assert!(!old.is_frame(), "a leaf was overwritten at {}", plan.at);
@@ -73,8 +49,48 @@ impl<S: Stage2> Mmu<S> {
         Ok(Applied::Mapped)
     }
 
-    /// Removes what the leaf takes the place of, and makes the table for it with all above.
+    /// Does a plan that needs more than its place.
+    ///
+    /// # Errors
+    /// As [`Mmu::apply`]; tables that were made may stay.
     #[cold]
+    #[inline(never)]
+    pub(super) fn apply_prepared(
+        &mut self,
+        plan: &MapPlan,
+        what: Preparation,
+        gfn: Gfn,
+    ) -> Result<Applied, FaultError> {
+        self.reserve(what, gfn)?;
+        if plan.seq != self.invalidate_seq {
+            return Ok(Applied::Stale);
+        }
+        let place = self.prepare(plan.at, TableLevel::of_page(plan.leaf.level), what)?;
+        // What the preparation took away is of this plan's own knowledge.
+        self.apply(
+            &MapPlan {
+                seq: self.invalidate_seq,
+                ..plan.clone()
+            },
+            place,
+        )
+    }
+
+    /// Gets everything that the preparation takes. It may have to make room, which makes the plan stale.
+    fn reserve(&mut self, what: Preparation, gfn: Gfn) -> Result<(), FaultError> {
+        while self.tables.free_count() < what.tables {
+            // Slots are accepted only if their tables fit, so either caches or obsolete tables take the room.
+            if !self.evict_mmio_table(gfn) && !self.zap_obsolete(ZAP_BATCH) {
+                return Err(Stage2Error::Exhausted(Resource::Tables).into());
+            }
+        }
+        if self.rmap_entries.free_count() < 2 {
+            return Err(Stage2Error::Exhausted(Resource::RmapEntries).into());
+        }
+        Ok(self.stage2.reserve(what.hardware)?)
+    }
+
+    /// Removes what the leaf takes the place of, and makes the table for it with all above.
     fn prepare(&mut self, at: Gfn, level: TableLevel, what: Preparation) -> Result<SptePlace, FaultError> {
         let mut removed = Unflushed::NOTHING;
         if let Some(place) = what.obsolete {

@@ -74,21 +74,39 @@ impl<S: Stage2> Mmu<S> {
                 return Ok(outcome);
             }
         }
-        match self.plan(&walk, gfn, access) {
-            Plan::Emulate(mmio) => Ok(self.emulate(mmio)),
+        match self.plan_usual(&walk, gfn, access) {
+            Some((map, place)) => match self.apply(&map, place)? {
+                Applied::Mapped => Ok(self.resume()),
+                Applied::Stale => self.again(gpa, access, tries),
+            },
+            None => self.attempt_unusual(&walk, gpa, access, tries),
+        }
+    }
+
+    #[cold]
+    #[inline(never)]
+    fn attempt_unusual(
+        &mut self,
+        walk: &Walk,
+        gpa: Gpa,
+        access: Access,
+        tries: usize,
+    ) -> Result<FaultOutcome, FaultError> {
+        let gfn = gpa.gfn();
+        let applied = match self.plan(walk, gfn, access) {
+            Plan::Emulate(mmio) => return Ok(self.emulate(mmio)),
             Plan::CacheMmio(mmio) => {
-                self.cache_mmio(&walk, gfn);
-                Ok(self.emulate(mmio))
+                self.cache_mmio(walk, gfn);
+                return Ok(self.emulate(mmio));
             }
             // The slot is going; the guest comes back to the table that is then in place.
-            Plan::Retry => Ok(self.resume()),
-            Plan::Map(map) => {
-                self.reserve(&map, gfn)?;
-                match self.apply(&map)? {
-                    Applied::Mapped => Ok(self.resume()),
-                    Applied::Stale => self.again(gpa, access, tries),
-                }
-            }
+            Plan::Retry => return Ok(self.resume()),
+            Plan::Map(map, place) => self.apply(&map, place)?,
+            Plan::Prepare(map, what) => self.apply_prepared(&map, what, gfn)?,
+        };
+        match applied {
+            Applied::Mapped => Ok(self.resume()),
+            Applied::Stale => self.again(gpa, access, tries),
         }
     }
 
@@ -116,14 +134,17 @@ impl<S: Stage2> Mmu<S> {
 
 #[cfg(test)]
 impl<S: Stage2> Mmu<S> {
-    pub(crate) fn plan_for_test(&self, gfn: umbra_mmu_abi::Gfn, access: Access) -> MapPlan {
-        match self.plan(&self.walk(gfn), gfn, access) {
-            Plan::Map(plan) => plan,
-            other => panic!("{gfn} is not to be mapped: {other:?}"),
-        }
+    pub(crate) fn plan_for_test(&self, gfn: umbra_mmu_abi::Gfn, access: Access) -> Plan {
+        self.plan(&self.walk(gfn), gfn, access)
     }
 
-    pub(crate) fn apply_for_test(&mut self, plan: &MapPlan) -> bool {
-        self.apply(plan) == Ok(Applied::Mapped)
+    /// Whether the plan was still good.
+    pub(crate) fn apply_for_test(&mut self, plan: &Plan, gfn: umbra_mmu_abi::Gfn) -> bool {
+        let applied = match plan {
+            Plan::Map(map, place) => self.apply(map, *place),
+            Plan::Prepare(map, what) => self.apply_prepared(map, *what, gfn),
+            Plan::Retry | Plan::Emulate(_) | Plan::CacheMmio(_) => panic!("{gfn} is not to be mapped: {plan:?}"),
+        };
+        applied == Ok(Applied::Mapped)
     }
 }

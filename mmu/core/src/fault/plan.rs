@@ -3,7 +3,7 @@
 
 use super::Walk;
 use crate::Mmu;
-use crate::slots::SlotState;
+use crate::slots::{Slot, SlotState};
 use crate::spte::{Leaf, Writable};
 use crate::stage2::{GuestAccess, Stage2, TableLevel, TableNeeds};
 use crate::table::{SptePlace, TableId};
@@ -18,11 +18,13 @@ pub enum Plan {
     Emulate(Mmio),
     /// No memory: emulate, and remember it in an MMIO spte.
     CacheMmio(Mmio),
-    /// Map a frame.
-    Map(MapPlan),
+    /// Map a frame at this place, as it is: the usual case.
+    Map(MapPlan, SptePlace),
+    /// Map a frame, but something has to be made, or taken away, before.
+    Prepare(MapPlan, Preparation),
 }
 
-/// One leaf to map, and all that it takes.
+/// One leaf to map.
 #[derive(Clone, Debug)]
 pub struct MapPlan {
     /// What `invalidate_seq` was: the plan is void when it moves.
@@ -31,16 +33,6 @@ pub struct MapPlan {
     pub(super) slot: SlotId,
     pub(super) at: Gfn,
     pub(super) leaf: Leaf,
-    pub(super) place: Place,
-}
-
-/// Where the leaf goes.
-#[derive(Clone, Copy, Debug)]
-pub enum Place {
-    /// Here, as it is: the usual case.
-    Ready(SptePlace),
-    /// Something has to be made, or taken away, before.
-    Prepare(Preparation),
 }
 
 /// What stands between a plan and its leaf.
@@ -61,6 +53,28 @@ impl<S: Stage2> Mmu<S> {
     // REQ: PF-1
     #[inline(always)]
     pub(super) fn plan(&self, walk: &Walk, gfn: Gfn, access: Access) -> Plan {
+        match self.plan_usual(walk, gfn, access) {
+            Some((map, place)) => Plan::Map(map, place),
+            None => self.plan_unusual(walk, gfn, access),
+        }
+    }
+
+    /// The plan where a slot has the frame and everything that it takes is in place.
+    #[inline(always)]
+    pub(super) fn plan_usual(&self, walk: &Walk, gfn: Gfn, access: Access) -> Option<(MapPlan, SptePlace)> {
+        let slot = self.slots.published().lookup(gfn)?;
+        let map = self.map_plan(slot, gfn, access)?;
+        let rmap = self.rmaps[slot.id.0 as usize].as_ref()?;
+        let unmapped = rmap.first(&self.rmap_entries, map.at, map.leaf.level).is_none();
+        // A hardware table hangs below others, as far as the current tree goes.
+        let linked = self.tables.get(walk.place.table).handle.is_some();
+        let ready = walk.level == TableLevel::of_page(map.leaf.level) && linked && unmapped;
+        ready.then_some((map, walk.place))
+    }
+
+    #[cold]
+    #[inline(never)]
+    pub(super) fn plan_unusual(&self, walk: &Walk, gfn: Gfn, access: Access) -> Plan {
         let Some(slot) = self.slots.published().lookup(gfn) else {
             return Plan::CacheMmio(self.mmio(gfn));
         };
@@ -68,40 +82,40 @@ impl<S: Stage2> Mmu<S> {
         if slot.state == SlotState::Invalid {
             return Plan::Retry;
         }
-        // REQ: MEM-5
+        let Some(map) = self.map_plan(slot, gfn, access) else {
+            return Plan::Emulate(Mmio {
+                readonly_slot: true,
+                ..self.mmio(gfn)
+            });
+        };
+        let rmap = self.rmaps[slot.id.0 as usize]
+            .as_ref()
+            .expect("a slot has a reverse map");
+        let obsolete = rmap.first(&self.rmap_entries, map.at, map.leaf.level);
+        let what = self.preparation(walk, TableLevel::of_page(map.leaf.level), obsolete);
+        Plan::Prepare(map, what)
+    }
+
+    /// The leaf for `gfn`, if the slot is live and allows the access.
+    // REQ: MEM-5
+    #[inline(always)]
+    fn map_plan(&self, slot: &Slot, gfn: Gfn, access: Access) -> Option<MapPlan> {
         let writable = match (slot.access(), access) {
-            (GuestAccess::ReadExec, Access::Write) => {
-                return Plan::Emulate(Mmio {
-                    readonly_slot: true,
-                    ..self.mmio(gfn)
-                });
-            }
+            (GuestAccess::ReadExec, Access::Write) => return None,
             (GuestAccess::ReadExec, Access::Read | Access::Fetch) => Writable::HostReadOnly,
             (GuestAccess::All, Access::Read | Access::Write | Access::Fetch) => Writable::Now,
         };
         let (at, frame, level) = slot.page_at(gfn);
-        let rmap = self.rmaps[slot.id.0 as usize]
-            .as_ref()
-            .expect("a slot has a reverse map");
-        let obsolete = rmap.first(&self.rmap_entries, at, level);
-        let wanted = TableLevel::of_page(level);
-        // A hardware table hangs below others, as far as the current tree goes.
-        let linked = self.tables.get(walk.place.table).handle.is_some();
-        let place = match walk.level == wanted && linked && obsolete.is_none() {
-            true => Place::Ready(walk.place),
-            false => Place::Prepare(self.preparation(walk, wanted, obsolete)),
-        };
         let leaf = Leaf { frame, level, writable };
-        Plan::Map(MapPlan {
+        let live = slot.state == SlotState::Live;
+        live.then_some(MapPlan {
             seq: self.invalidate_seq,
             slot: slot.id,
             at,
             leaf,
-            place,
         })
     }
 
-    #[cold]
     fn preparation(&self, walk: &Walk, wanted: TableLevel, obsolete: Option<SptePlace>) -> Preparation {
         let (tables, hardware) = self.needs(walk, wanted);
         let over = wanted.below().and_then(|below| self.on_the_way(walk, below));
