@@ -181,7 +181,7 @@ impl World {
     }
 
     fn access(&mut self, gfn: u64, write: Option<u64>) -> Seen {
-        let gpa = Gpa::new((gfn << 12) + gfn % 512 * 8);
+        let gpa = Gpa::new((gfn << 12) + 0x18);
         for _ in 0..4 {
             let sim = self.mmu.stage2_mut();
             let tried = match write {
