@@ -1,3 +1,5 @@
+/* SPDX-License-Identifier: MIT OR Apache-2.0
+ * What do all kernels have in common? */
 #define CONFIG_ARCH_X86 1
 #define CONFIG_ARCH_X86_64 1
 #define CONFIG_X86_64 1

@@ -11,8 +11,9 @@ use sel4::init_thread::slot::TCB;
 use sel4::sys;
 use sel4::vmcs::{
     EPT_VIOLATION, EXCEPTION_OR_NMI, INVALID_GUEST_STATE, VMCALL, VMX_CONTROL_ENTRY_EXCEPTION_ERROR_CODE,
-    VMX_CONTROL_EXCEPTION_BITMAP, VMX_CONTROL_TSC_OFFSET, VMX_DATA_EXIT_REASON, VMX_DATA_INSTRUCTION_ERROR,
-    VMX_GUEST_ACTIVITY, VMX_GUEST_CR0, VMX_GUEST_RFLAGS,
+    VMX_CONTROL_EXCEPTION_BITMAP, VMX_CONTROL_EXIT_CONTROLS, VMX_CONTROL_PIN_EXECUTION_CONTROLS,
+    VMX_CONTROL_TSC_OFFSET, VMX_DATA_EXIT_REASON, VMX_DATA_INSTRUCTION_ERROR, VMX_GUEST_ACTIVITY, VMX_GUEST_CR0,
+    VMX_GUEST_PREEMPTION_TIMER_VALUE, VMX_GUEST_RFLAGS, VMX_PREEMPTION_TIMER,
 };
 use sel4::{Fault, GuestRegisters, ObjectBlueprint, VmExit, Word};
 
@@ -30,6 +31,7 @@ pub const TESTS: &[Test] = &[
     Test::vtx("exit-message-has-the-linear-address", message_linear),
     Test::vtx("vmcs-fields-for-a-vmm", fields),
     Test::vtx("two-guests-take-turns", two_guests),
+    Test::vtx("preemption-timer-ends-a-silent-guest", preemption_timer),
 ];
 
 fn without_vcpu(world: &mut World) -> Outcome {
@@ -271,5 +273,27 @@ fn two_guests(world: &mut World) -> Outcome {
     thread.tcb.tcb_suspend()?;
     let starts = counter.page(DATA).read32(0);
     check!(starts == 1, "the other guest started {starts} times");
+    Ok(())
+}
+
+/// Interrupts off and no exit of its own: only the timer ends its turn, in Bochs too.
+fn preemption_timer(world: &mut World) -> Outcome {
+    const ACTIVATE: Word = 1 << 6;
+    const SAVE: Word = 1 << 22;
+    let mut vm = Vm::new(world, Mode::Protected, guest::count())?;
+    vm.set(&GuestRegisters {
+        rbx: DATA,
+        ..GuestRegisters::default()
+    })?;
+    vm.write(VMX_GUEST_RFLAGS, 2)?;
+    let pin = vm.write(VMX_CONTROL_PIN_EXECUTION_CONTROLS, ACTIVATE)?;
+    let exit = vm.write(VMX_CONTROL_EXIT_CONTROLS, SAVE)?;
+    check!(
+        pin & ACTIVATE != 0 && exit & SAVE != 0,
+        "pin controls {pin:#x}, exit controls {exit:#x}"
+    );
+    vm.write(VMX_GUEST_PREEMPTION_TIMER_VALUE, 10_000)?;
+    vm.exits_with(VMX_PREEMPTION_TIMER)?;
+    check!(vm.page(DATA).read32(4) > 0, "the guest did not run");
     Ok(())
 }
