@@ -10,4 +10,4 @@ mod cases;
 mod machine;
 
 pub use cases::{Case, cases};
-pub use machine::{BACKINGS, Failure, Faulted, LARGE, Machine, SMALL, Seen, run};
+pub use machine::{BACKINGS, Failure, Faulted, Found, LARGE, Machine, SMALL, Seen, run};

@@ -11,6 +11,7 @@ extern crate alloc;
 mod ept_guest;
 mod memory;
 mod report;
+mod server;
 mod thread_guest;
 
 use ept_guest::EptGuest;
@@ -25,7 +26,9 @@ use umbra_conformance::{Machine, cases, run};
 fn main(bootinfo: &BootInfoPtr) -> ! {
     let mut report = Report::new();
     let mut memory = Memory::new(bootinfo);
-    all(&mut report, "vspace", &mut ThreadGuest::new(&mut memory));
+    let mut thread = ThreadGuest::new(&mut memory);
+    all(&mut report, "vspace", &mut thread);
+    server::all(&mut report, thread.mmu());
     match EptGuest::new(&mut memory, bootinfo) {
         Some(mut guest) => {
             all(&mut report, "ept", &mut guest);
