@@ -1,6 +1,8 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
 //! Does everybody hold exactly what the description of the system implies, and does memory belong to one VM only?
 
+// REQ: X-4
+
 mod expect;
 mod isolation;
 

@@ -239,6 +239,7 @@ fn a_system_without_vms_started_leaves_the_root_task_its_ports() {
     assert_eq!(expected.len(), 2);
 }
 
+// REQ: X-4
 #[test]
 fn whatever_is_missing_is_named() {
     let right = Hand::all(&system());
@@ -357,6 +358,7 @@ fn a_writable_payload_is_a_difference() {
     );
 }
 
+// REQ: X-4
 #[test]
 fn memory_of_another_vm_is_found_whatever_the_counts_say() {
     let system = system();

@@ -14,7 +14,7 @@ use sel4::{
 use sel4_root_task::{declare_component, logger};
 use umbra_description::{
     MmuConfig,
-    layout::mmu,
+    layout::{RAM_WINDOW, mmu},
     supervisor::{MAX_WORDS, Message},
 };
 
@@ -23,6 +23,7 @@ declare_component! { main = main }
 /// Labels of requests.
 const ANSWER: u64 = 1;
 const FAULT: u64 = 2;
+const READ_GUEST: u64 = 3;
 
 fn main(config: &'static [u8]) -> ! {
     logger::init(|text| say(&format!("{text}")), log::LevelFilter::Info);
@@ -37,6 +38,7 @@ fn main(config: &'static [u8]) -> ! {
         match request.info.label() {
             ANSWER => {}
             FAULT => divide_by_zero(),
+            READ_GUEST => read_guest(),
             other => panic!("no request {other}"),
         }
         request = requests.reply_recv_with_mrs(ANSWER, [request.mrs[0] + 1]);
@@ -108,6 +110,13 @@ fn check(config: &MmuConfig) -> core::result::Result<(), (&'static str, Result<(
         bad("an unused slot", place(last - 1).copy(&place(slot), CapRights::READ))?;
     }
     Ok(())
+}
+
+/// The mmu holds its guest's frames, but nothing maps them into it: where the vmm has them, there is nothing.
+fn read_guest() {
+    let window = core::ptr::with_exposed_provenance::<u64>(RAM_WINDOW as usize);
+    // SAFETY: nothing refers to memory there; the read faults, which is what was asked for.
+    say(&format!("mmu: read {:#x}", unsafe { window.read_volatile() }));
 }
 
 fn divide_by_zero() {

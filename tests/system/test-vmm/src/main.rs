@@ -2,7 +2,8 @@
 //! A vmm component that checks what the root task gave it, and then ends as its guest's command line says.
 //!
 //! Words of the command line: `power-off`, `triple-fault` (it reports that), `write-unmapped`, `write-program`,
-//! `write-payload`, `panic` (it does that), `mmu-fault` (it lets its mmu fault), `wait` (it works for a while first).
+//! `write-payload`, `read-beyond-guest`, `panic` (it does that), `mmu-fault`, `mmu-read-guest` (it lets its mmu do that),
+//! `wait` (it works for a while first).
 #![no_std]
 #![no_main]
 
@@ -26,6 +27,7 @@ declare_component! { main = main }
 /// Labels of requests to the test mmu.
 const ANSWER: u64 = 1;
 const FAULT: u64 = 2;
+const READ_GUEST: u64 = 3;
 
 fn main(config: &'static [u8]) -> ! {
     logger::init(|text| send(Message::Log(&format!("{text}"))), log::LevelFilter::Info);
@@ -36,21 +38,28 @@ fn main(config: &'static [u8]) -> ! {
     }
     send(Message::Entered(0));
     for word in config.boot.cmdline.split_whitespace() {
-        obey(word);
+        obey(word, &config);
     }
     panic!("the command line says nothing about the end");
 }
 
-fn obey(word: &str) {
+fn obey(word: &str, config: &VmmConfig) {
     match word {
         "power-off" => stop(StopReason::PowerOff, ""),
         "triple-fault" => stop(StopReason::TripleFault, "rip=0x1234"),
         "write-unmapped" => write(0xdead_0000),
         "write-program" => write(0x40_0000),
         "write-payload" => write(layout::PAYLOAD_WINDOW),
+        "read-beyond-guest" => {
+            let end = config.ram.iter().map(|ram| ram.gpa + ram.len).max().unwrap_or(0);
+            log::info!("vmm: read {:#x}", peek(layout::RAM_WINDOW + end));
+        }
         "panic" => panic!("as asked"),
         "mmu-fault" => {
             Endpoint::from_bits(vmm::MMU).call_with_mrs(FAULT, []);
+        }
+        "mmu-read-guest" => {
+            Endpoint::from_bits(vmm::MMU).call_with_mrs(READ_GUEST, []);
         }
         "wait" => {
             for _ in 0..20_000_000 {
