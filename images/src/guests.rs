@@ -9,6 +9,7 @@ use crate::{
     deb,
     fetch::{Fetched, fetch},
     manifest::{Form, Guest, Initramfs, Manifest},
+    nasm::assemble,
     test_guests::{TestGuest, build_test_guest, test_guests},
     vmlinux::extract,
 };
@@ -192,6 +193,11 @@ impl Images {
         for file in &initramfs.files {
             let content = match (&file.package, &file.file, &file.source) {
                 (Some(role), Some(pattern), _) => self.file(&packages[role.as_str()], pattern, &|_| ())?,
+                // A program of ours, without a C library.
+                (_, _, Some(source)) if source.ends_with(".asm") => {
+                    let name = source.replace('/', "_");
+                    assemble(&self.sources.join(source), &self.cache.join("files").join(name))?
+                }
                 (_, _, Some(source)) => {
                     let path = self.sources.join(source);
                     fs::read(&path).with_context(|| format!("cannot read {}", path.display()))?

@@ -105,7 +105,7 @@ pub struct File {
     pub package: Option<String>,
     /// Path in that package.
     pub file: Option<String>,
-    /// Path beside the manifest.
+    /// Path beside the manifest. A file `.asm` is assembled.
     pub source: Option<String>,
 }
 
