@@ -13,7 +13,7 @@
 
 use crate::objects::{Block, Objects};
 use crate::stage2::refused;
-use sel4::{AbsoluteCPtr, CPtrWithDepth, CapRights, ObjectBlueprint, cap};
+use sel4::{AbsoluteCPtr, CPtr, CPtrWithDepth, CapRights, ObjectBlueprint, cap};
 use umbra_mmu_abi::Backing;
 use umbra_mmu_core::stage2::{BackingShape, Frame, GuestAccess, Stage2Error};
 
@@ -24,6 +24,19 @@ pub struct Top {
     pub cnode: cap::CNode,
     /// log2 of its entries.
     pub bits: u8,
+}
+
+impl Top {
+    /// Copies a capability of the program's own CNode into entry `entry`, which no slot uses, where each lookup of it takes
+    /// one step instead of two (45 ticks). The answer is its number there: bits below an entry are ignored.
+    ///
+    /// # Errors
+    /// The kernel's.
+    pub fn shortcut(self, own: cap::CNode, slot: u64, entry: u64) -> sel4::Result<u64> {
+        let from = own.absolute_cptr(CPtr::from_bits(slot));
+        self.cnode.slot(entry, self.bits).copy(&from, CapRights::ALL)?;
+        Ok(entry << (u64::BITS - u32::from(self.bits)))
+    }
 }
 
 /// A range of frames that was given to this program.

@@ -16,6 +16,7 @@ use umbra_mmu_component::objects::Objects;
 use umbra_mmu_component::stage2::CapStage2;
 use umbra_mmu_component::{serve, supervisor};
 use umbra_mmu_core::generation::GENERATION_FIRST;
+use umbra_mmu_core::slots::MAX_SLOTS;
 use umbra_mmu_core::stage2::BackingShape;
 use umbra_mmu_core::{Limits, Mmu};
 
@@ -52,12 +53,20 @@ fn main(config: &'static [u8]) -> ! {
     };
     match config.sink {
         SinkKind::Ept => {
-            let ept = Ept(cap::EptPml4::from_bits(slot::EPT));
+            let ept = Ept(cap::EptPml4::from_bits(shortcut(slot::EPT, 0)));
             let stage2 = CapStage2::new(ept, CNODE, TOP, objects, backings);
             let mut mmu = Mmu::new(stage2, shapes, &limits).expect("the heap holds the tables");
-            serve::serve(cap::Endpoint::from_bits(slot::REQUESTS), &mut mmu)
+            serve::serve(cap::Endpoint::from_bits(shortcut(slot::REQUESTS, 1)), &mut mmu)
         }
     }
+}
+
+/// The capability by a shorter way, where memslots leave entries of the CSpace's root free.
+fn shortcut(slot: u64, which: u64) -> u64 {
+    const FIRST: u64 = MAX_SLOTS as u64 + 1;
+    const { assert!(FIRST + 1 < 1 << slot::TOP_BITS) };
+    TOP.shortcut(CNODE, slot, FIRST + which)
+        .unwrap_or_else(|error| panic!("capability {slot} cannot be copied: {error}"))
 }
 
 /// Tables of sptes: what the memory needs wherever it is placed contiguously, twice for zap-all, and some for MMIO.
