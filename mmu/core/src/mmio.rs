@@ -132,7 +132,6 @@ impl<S: Stage2> Mmu<S> {
     }
 
     /// Frees the oldest table that holds MMIO sptes only and does not translate `keep`; `false`: there is none.
-    // REQ: SP-11
     pub(crate) fn evict_mmio_table(&mut self, keep: Gfn) -> bool {
         for _ in 0..self.tables.capacity() {
             let Some(id) = self.tables.oldest_mmio() else {

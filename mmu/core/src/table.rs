@@ -204,7 +204,6 @@ impl Tables {
     }
 
     /// Replaces a word by one exchange and keeps the counts; the old word is the answer.
-    // REQ: DT-3
     #[inline]
     pub fn set(&mut self, place: SptePlace, new: Spte) -> Spte {
         let word = &self.words[place.table.at()][place.index as usize];
@@ -222,7 +221,7 @@ impl Tables {
     }
 
     /// The gfn that an spte of a direct table translates.
-    // REQ: RM-2, SP-3
+    // REQ: RM-2
     pub fn gfn_of(&self, place: SptePlace) -> Gfn {
         let table = self.get(place.table);
         Gfn::new(table.gfn.raw() + ((place.index as u64) << table.role.level.entry_shift()))

@@ -320,7 +320,6 @@ proptest! {
 }
 
 /// A guest that touches every unmapped address: tables are recycled, and memory still works.
-// REQ: SP-11
 #[test]
 fn touching_everything_never_runs_out() {
     let mut world = World::new(12, Generation(0));

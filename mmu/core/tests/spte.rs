@@ -127,7 +127,7 @@ fn every_leaf_reads_back_at_its_level_only() {
             leaf
         };
         assert_eq!(Spte::leaf(leaf).decode(table), Ok(SpteKind::Leaf(leaf)));
-        // REQ: AT-1: W is not kept.
+        // W is not kept (AT-1).
         assert_eq!(
             Spte::access_tracked(leaf).decode(table),
             Ok(SpteKind::AccessTracked(tracked))

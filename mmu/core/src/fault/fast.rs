@@ -19,7 +19,7 @@ const LOOPING: u32 = 256;
 
 impl<S: Stage2> Mmu<S> {
     /// Answers the fault without the slow path, if that can be done.
-    // REQ: PF-1, GEN-4, DT-2
+    // REQ: PF-1, GEN-4
     #[inline(never)]
     pub(super) fn fast(&mut self, walk: &Walk, class: &Class, gpa: Gpa) -> Result<Option<FaultOutcome>, FaultError> {
         match *class {

@@ -139,12 +139,12 @@ impl<S: Stage2> Mmu<S> {
     }
 
     /// Whether the plan was still good.
-    pub(crate) fn apply_for_test(&mut self, plan: &Plan, gfn: umbra_mmu_abi::Gfn) -> bool {
+    pub(crate) fn apply_for_test(&mut self, plan: &Plan, gfn: umbra_mmu_abi::Gfn) -> Result<bool, FaultError> {
         let applied = match plan {
             Plan::Map(map, place) => self.apply(map, *place),
             Plan::Prepare(map, what) => self.apply_prepared(map, *what, gfn),
             Plan::Retry | Plan::Emulate(_) | Plan::CacheMmio(_) => panic!("{gfn} is not to be mapped: {plan:?}"),
         };
-        applied == Ok(Applied::Mapped)
+        Ok(applied? == Applied::Mapped)
     }
 }

@@ -1,0 +1,93 @@
+// SPDX-License-Identifier: MIT OR Apache-2.0
+//! Does a fault allocate? Counted by an allocator, above a second stage that never does.
+
+use stats_alloc::{INSTRUMENTED_SYSTEM, Region, StatsAlloc};
+use std::alloc::System;
+use umbra_mmu_abi::{Access, Backing, BackingId, Generation, Gfn, SlotFlags, SlotId};
+use umbra_mmu_core::spte::Leaf;
+use umbra_mmu_core::stage2::{
+    BackingShape, FlushEpoch, GuestAccess, Observed, Stage2, Stage2Error, TableHandle, TableLevel, TableNeeds,
+    Unflushed,
+};
+use umbra_mmu_core::{Limits, Mmu};
+
+#[global_allocator]
+static ALLOCATOR: &StatsAlloc<System> = &INSTRUMENTED_SYSTEM;
+
+/// Hardware that agrees to everything.
+struct Agrees;
+
+impl Stage2 for Agrees {
+    fn attach_slot(&mut self, _: SlotId, _: Backing, _: u32, _: GuestAccess) -> Result<(), Stage2Error> {
+        Ok(())
+    }
+    fn revoke_slot(&mut self, _: SlotId) -> Unflushed {
+        Unflushed::NOTHING
+    }
+    fn reserve(&mut self, _: TableNeeds) -> Result<(), Stage2Error> {
+        Ok(())
+    }
+    fn link(&mut self, _: Gfn, _: TableLevel) -> Result<TableHandle, Stage2Error> {
+        Ok(TableHandle(0))
+    }
+    fn unlink(&mut self, _: TableHandle) -> Unflushed {
+        Unflushed::NOTHING
+    }
+    fn map(&mut self, _: SlotId, _: Gfn, _: &Leaf) -> Result<(), Stage2Error> {
+        Ok(())
+    }
+    fn unmap(&mut self, _: SlotId, _: Gfn, _: &Leaf) -> Unflushed {
+        Unflushed::NOTHING
+    }
+    fn flush(&mut self, removed: Unflushed) -> FlushEpoch {
+        FlushEpoch(removed.settle().into())
+    }
+    fn observe(&mut self, _: SlotId, _: Gfn, _: &Leaf) -> Observed {
+        Observed::Mapped
+    }
+    fn count_mapped(&mut self, _: SlotId) -> u32 {
+        0
+    }
+}
+
+// REQ: MEM-4
+#[test]
+fn faults_lookups_and_zaps_allocate_nothing() {
+    let shapes = vec![BackingShape {
+        small_head: 512,
+        large: 8,
+        small_tail: 0,
+    }];
+    let limits = Limits {
+        tables: 24,
+        rmap_entries: 8,
+        first_generation: Generation(0),
+    };
+    let mut mmu = Mmu::new(Agrees, shapes, &limits).unwrap();
+    let backing = Backing {
+        id: BackingId(0),
+        first_page: 0,
+    };
+    mmu.set_slot(SlotId(0), Gfn::new(0x1000), 512 + 8 * 512, backing, SlotFlags::empty())
+        .unwrap();
+    let region = Region::new(ALLOCATOR);
+    for round in 0..3 {
+        for gfn in (0x1000..0x1000 + 9 * 512).step_by(7) {
+            mmu.fault(Gfn::new(gfn).gpa(), Access::Write).unwrap();
+        }
+        // MMIO all over the place, more than there are tables for.
+        for i in 0..64 {
+            mmu.fault(Gfn::new(0x10_0000 + (i << 9) + round).gpa(), Access::Read)
+                .unwrap();
+        }
+        mmu.zap_all();
+        while mmu.has_background_work() {
+            mmu.background();
+        }
+    }
+    let change = region.change();
+    assert_eq!(
+        (change.allocations, change.reallocations, change.deallocations),
+        (0, 0, 0)
+    );
+}
