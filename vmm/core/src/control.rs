@@ -7,13 +7,12 @@ use crate::vcpu::{cr0, cr4, efer};
 /// CR0 bits that the vmm owns: writes that change them exit. The rest (MP, EM, TS, AM) belongs to the guest.
 pub const CR0_OWNED: u64 = !(cr0::MP | cr0::EM | cr0::TS | cr0::AM);
 /// CR4 bits that belong to the guest: no effect on translation, all offered by CPUID.
-pub const CR4_FREE: u64 =
-    cr4::VME | cr4::PVI | cr4::TSD | cr4::DE | cr4::PGE | cr4::PCE | cr4::OSFXSR | cr4::OSXMMEXCPT;
+pub const CR4_FREE: u64 = cr4::TSD | cr4::DE | cr4::PGE | cr4::PCE | cr4::OSFXSR | cr4::OSXMMEXCPT;
 /// CR4 bits that the vmm owns.
 pub const CR4_OWNED: u64 = !CR4_FREE;
 
-/// CR4 bits that the guest may set; MCE is offered as a bit without effect (a guest may set it blindly).
-const CR4_ALLOWED: u64 = CR4_FREE | cr4::PSE | cr4::PAE | cr4::MCE;
+/// CR4 bits that the guest may set: those of features that CPUID offers.
+const CR4_ALLOWED: u64 = CR4_FREE | cr4::PSE | cr4::PAE;
 const EFER_ALLOWED: u64 = efer::SCE | efer::LME | efer::LMA | efer::NXE;
 
 /// The registers that decide the mode, as the guest sees them. Bits that the guest owns may be out of date here.
@@ -32,9 +31,9 @@ pub const fn hardware_cr0(guest: u64) -> u64 {
     (guest & !(cr0::CD | cr0::NW)) | cr0::NE | cr0::ET
 }
 
-/// CR4 that hardware runs with: VMX demands VMXE, and machine checks are the host's.
+/// CR4 that hardware runs with: VMX demands VMXE.
 pub const fn hardware_cr4(guest: u64) -> u64 {
-    (guest & !cr4::MCE) | cr4::VMXE
+    guest | cr4::VMXE
 }
 
 impl Control {
@@ -151,7 +150,7 @@ mod tests {
             Err(Exception::GP0),
             "long mode needs PAE"
         );
-        for v in [cr4::VMXE, cr4::LA57, cr4::SMEP, 1 << 18, 1 << 40] {
+        for v in [cr4::VME, cr4::MCE, cr4::VMXE, cr4::LA57, cr4::SMEP, 1 << 18, 1 << 40] {
             assert_eq!(REAL.write_cr4(v), Err(Exception::GP0), "{v:#x}");
         }
         assert_eq!(REAL.write_efer(1 << 12), Err(Exception::GP0));
@@ -172,6 +171,6 @@ mod tests {
     fn hardware_never_runs_with_caches_off_or_without_vmx_bits() {
         let hw = hardware_cr0(cr0::PE | cr0::CD | cr0::NW);
         assert_eq!(hw & (cr0::CD | cr0::NW | cr0::NE), cr0::NE);
-        assert_eq!(hardware_cr4(cr4::MCE), cr4::VMXE);
+        assert_eq!(hardware_cr4(cr4::PAE), cr4::PAE | cr4::VMXE);
     }
 }

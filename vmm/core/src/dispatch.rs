@@ -44,13 +44,18 @@ impl<V: Vcpu, M: GuestMemory, T: MmuTransport, D: Devices> Vm<V, M, T, D> {
     #[inline]
     pub(crate) fn dispatch(&mut self, raw: &RawExit, now: Ticks) -> Handled {
         let exit = raw.decode();
-        match exit {
-            Exit::Io(io) if !io.string => return Ok(self.port(io, now)),
-            Exit::EptViolation(v) => return self.ept_violation(raw, v, now),
-            _ => self.livelock.progress(),
+        // The two that matter for speed come first.
+        if let Exit::EptViolation(v) = exit {
+            return self.ept_violation(raw, v, now);
+        }
+        self.livelock.progress();
+        if let Exit::Io(io) = exit
+            && !io.string
+        {
+            return Ok(self.port(io, now));
         }
         match exit {
-            Exit::Io(io) => self.string_io(raw, io, now),
+            Exit::Io(_) => self.string_io(raw, now),
             Exit::Cpuid => Ok(self.cpuid()),
             Exit::Hlt => self.halt(raw, now),
             Exit::PreemptionTimer => {
@@ -148,7 +153,7 @@ impl<V: Vcpu, M: GuestMemory, T: MmuTransport, D: Devices> Vm<V, M, T, D> {
     }
 
     /// INS and OUTS: hardware has checked the port, the emulator does the memory side.
-    fn string_io(&mut self, raw: &RawExit, _io: IoAccess, now: Ticks) -> Handled {
+    fn string_io(&mut self, raw: &RawExit, now: Ticks) -> Handled {
         self.emulate(raw, None, now)
     }
 
