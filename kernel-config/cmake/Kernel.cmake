@@ -43,7 +43,7 @@ target_include_directories(kernel.elf PRIVATE ${KERNEL_INCLUDES})
 target_compile_definitions(kernel.elf PRIVATE ${KERNEL_DEFINES})
 target_compile_options(kernel.elf PRIVATE -m64 -nostdinc -ffreestanding -fno-pic -fno-pie)
 target_compile_options(kernel.elf PRIVATE $<$<COMPILE_LANGUAGE:C>:
-    --std=c99 -O2 -g1 -mcmodel=kernel -mno-mmx -mno-sse -mno-sse2 -mno-3dnow -mno-red-zone
+    --std=c99 -O3 -g1 -mcmodel=kernel -mno-mmx -mno-sse -mno-sse2 -mno-3dnow -mno-red-zone
     -fno-asynchronous-unwind-tables -fno-stack-protector -fcf-protection=none -fno-strict-aliasing
     -Wall -Wpointer-arith -Wno-nonnull
     -Wno-address-of-packed-member   # the kernel takes addresses in packed hardware tables and knows them to be aligned,

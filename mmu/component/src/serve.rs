@@ -77,7 +77,10 @@ pub fn answer<S: Stage2>(mmu: &mut Mmu<S>, message: &Message) -> Reply {
 fn message(received: &Received) -> Message {
     let len = received.info.length();
     let mut words = received.mrs;
-    words.iter_mut().skip(len).for_each(|word| *word = 0);
+    for (n, word) in words.iter_mut().enumerate() {
+        // Two instructions a word; a fill of a slice that the compiler does not know calls memset.
+        *word = if n < len { *word } else { 0 };
+    }
     Message {
         label: received.info.label(),
         len,

@@ -19,8 +19,9 @@ impl MmuTransport for MmuEndpoint {
             .call_with_first(MessageInfo::new(message.label, message.len), message.words);
         let len = answer.info.length();
         let mut words = answer.mrs;
-        if let Some(unused) = words.get_mut(len..) {
-            unused.fill(0);
+        for (n, word) in words.iter_mut().enumerate() {
+            // Two instructions a word; a fill of a slice that the compiler does not know calls memset.
+            *word = if n < len { *word } else { 0 };
         }
         Reply::decode(&Message {
             label: answer.info.label(),
