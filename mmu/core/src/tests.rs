@@ -320,3 +320,36 @@ fn a_lookup_finds_what_a_search_finds() {
     set(&mut mmu, 5, Gfn::new(0), 0, 0, SlotFlags::empty());
     assert_eq!((before.iter().count(), mmu.slots().iter().count()), (509, 508));
 }
+
+/// What a slot can need at once: root, one table for each 512G, 1G and, where its frames are small, 2M that it touches.
+#[test]
+fn slots_are_counted_by_the_tables_that_they_need() {
+    let shape = BackingShape {
+        small_head: 4,
+        large: 1024,
+        small_tail: 600,
+    };
+    let slot = |id, base, npages, first_page| {
+        let backing = Backing {
+            id: BackingId(0),
+            first_page,
+        };
+        Slot::check(
+            SlotId(id),
+            Gfn::new(base),
+            npages,
+            backing,
+            SlotFlags::empty(),
+            &[shape],
+        )
+        .unwrap()
+    };
+    let none = crate::slots::SlotTable::default();
+    let needed = |slot: &Slot| none.tables_needed(Some(slot));
+    // 1024 large pages from 2 MiB on lie in three directories.
+    assert_eq!(needed(&slot(0, 0x200, 1024 * 512, 4)), 1 + 1 + 3);
+    // The same with the small pages before and after: one table and two.
+    assert_eq!(needed(&slot(0, 0x1fc, 4 + 1024 * 512 + 600, 0)), 1 + 1 + 3 + 1 + 2);
+    // Two pages on both sides of 512 GiB.
+    assert_eq!(needed(&slot(0, (1 << 27) - 1, 2, 0)), 1 + 2 + 2 + 2);
+}
