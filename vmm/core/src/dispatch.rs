@@ -306,7 +306,7 @@ impl<V: Vcpu, M: GuestMemory, T: MmuTransport, D: Devices> Vm<V, M, T, D> {
             CrAccess::Write { cr: 4, gpr } => {
                 let value = self.source(gpr);
                 match self.control.write_cr4(value) {
-                    Ok(next) => self.change_mode(next),
+                    Ok(next) => self.change_mode(next, entry::write_cr4, value),
                     Err(e) => self.inject(e),
                 }
             }
@@ -358,13 +358,14 @@ impl<V: Vcpu, M: GuestMemory, T: MmuTransport, D: Devices> Vm<V, M, T, D> {
     fn write_cr0(&mut self, value: u64) -> Handled {
         let long_code = self.long_code();
         match self.control.write_cr0(value, long_code) {
-            Ok(next) => self.change_mode(next),
+            Ok(next) => self.change_mode(next, entry::write_cr0, next.cr0),
             Err(e) => self.inject(e),
         }
     }
 
-    /// After a MOV to CR0 or CR4: PAE paging loads its PDPTEs, which may fault.
-    fn change_mode(&mut self, next: Control) -> Handled {
+    /// After a MOV to CR0 or CR4: PAE paging loads its PDPTEs, which may fault. Then `write` brings `value` to the register
+    /// that the guest wrote; the other one must keep the bits that the guest owns, which `Control` does not follow.
+    fn change_mode(&mut self, next: Control, write: fn(&mut V, u64), value: u64) -> Handled {
         let pae = next.pae_paging() && (!self.control.pae_paging() || next.translation_changed(&self.control));
         if pae {
             let cr3 = self.vcpu.read(Field::GuestCr3);
@@ -375,6 +376,7 @@ impl<V: Vcpu, M: GuestMemory, T: MmuTransport, D: Devices> Vm<V, M, T, D> {
                 self.vcpu.write(field, value);
             }
         }
+        write(&mut self.vcpu, value);
         self.switch(next);
         Ok(Next::Skip)
     }
@@ -395,11 +397,10 @@ impl<V: Vcpu, M: GuestMemory, T: MmuTransport, D: Devices> Vm<V, M, T, D> {
         Some(out)
     }
 
-    /// Makes `next` the state of the processor.
+    /// Makes `next` the state of the processor, except for CR0 and CR4.
     fn switch(&mut self, next: Control) {
         let before = self.control;
         self.control = next;
-        entry::write_control(&mut self.vcpu, &next);
         if next.efer != before.efer {
             self.vcpu.write(Field::GuestEfer, next.efer);
         }

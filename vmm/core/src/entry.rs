@@ -91,7 +91,8 @@ pub fn set_up<V: Vcpu>(vcpu: &mut V, entry: &Entry) -> Control {
     for (field, value) in fields {
         vcpu.write(field, value);
     }
-    write_control(vcpu, &control);
+    write_cr0(vcpu, control.cr0);
+    write_cr4(vcpu, control.cr4);
     vcpu.write(Field::GuestEfer, control.efer);
     for r in Gpr::ALL {
         vcpu.set_gpr(r, 0);
@@ -121,10 +122,14 @@ fn controls<V: Vcpu>(vcpu: &mut V) {
     vcpu.write(Field::ExitControls, exit | u64::from(EXIT));
 }
 
-/// Writes CR0 and CR4: what hardware runs with and what the guest reads.
-pub fn write_control<V: Vcpu>(vcpu: &mut V, control: &Control) {
-    vcpu.write(Field::GuestCr0, hardware_cr0(control.cr0));
-    vcpu.write(Field::Cr0ReadShadow, control.cr0);
-    vcpu.write(Field::GuestCr4, hardware_cr4(control.cr4));
-    vcpu.write(Field::Cr4ReadShadow, control.cr4);
+/// Writes CR0: what hardware runs with and what the guest reads.
+pub fn write_cr0<V: Vcpu>(vcpu: &mut V, value: u64) {
+    vcpu.write(Field::GuestCr0, hardware_cr0(value));
+    vcpu.write(Field::Cr0ReadShadow, value);
+}
+
+/// Writes CR4: what hardware runs with and what the guest reads.
+pub fn write_cr4<V: Vcpu>(vcpu: &mut V, value: u64) {
+    vcpu.write(Field::GuestCr4, hardware_cr4(value));
+    vcpu.write(Field::Cr4ReadShadow, value);
 }

@@ -544,6 +544,42 @@ fn paging_can_be_switched_off_and_on() {
 }
 
 #[test]
+fn bits_that_the_guest_owns_survive_writes_to_other_registers() {
+    const OWN_CR4: u64 = cr4::OSFXSR | cr4::OSXMMEXCPT | cr4::PGE;
+    finish(vm(|s| {
+        // The guest sets bits of its own, which does not exit, and writes something that does.
+        s.stay(|s| {
+            *s.fields.get_mut(&Field::GuestCr4).expect("set") |= OWN_CR4;
+            *s.fields.get_mut(&Field::GuestCr0).expect("set") |= cr0::TS | cr0::MP;
+            s.gprs[Gpr::Rcx as usize] = 0xc000_0080;
+            s.gprs[Gpr::Rax as usize] = efer::LME | efer::SCE;
+            s.gprs[Gpr::Rdx as usize] = 0;
+            s.exits(32, 0, 2);
+            s.stays.pop_back().expect("queued")(s)
+        });
+        s.stay(|s| {
+            assert_eq!(s.fields[&Field::GuestCr4] & OWN_CR4, OWN_CR4, "after a write to EFER");
+            assert_ne!(s.fields[&Field::GuestCr0] & cr0::TS, 0, "after a write to EFER");
+            s.gprs[Gpr::Rax as usize] = cr0::PE | cr0::PG | cr0::TS | cr0::MP; // clears WP
+            s.exits(28, 0, 3);
+            s.stays.pop_back().expect("queued")(s)
+        });
+        s.stay(|s| {
+            assert_eq!(s.fields[&Field::GuestCr4] & OWN_CR4, OWN_CR4, "after a write to CR0");
+            *s.fields.get_mut(&Field::GuestCr0).expect("set") &= !cr0::TS;
+            s.gprs[Gpr::Rax as usize] = cr4::PAE | cr4::PSE | OWN_CR4;
+            s.exits(28, 4, 3);
+            s.stays.pop_back().expect("queued")(s)
+        });
+        s.stay(|s| {
+            assert_eq!(s.fields[&Field::GuestCr0] & cr0::TS, 0, "after a write to CR4");
+            assert_eq!(s.fields[&Field::GuestCr4] & (OWN_CR4 | cr4::PSE), OWN_CR4 | cr4::PSE);
+            Entered::Notified(0)
+        });
+    }));
+}
+
+#[test]
 fn pae_paging_loads_its_pdptes_or_faults() {
     for (pdpte, good) in [(0x1_1001u64, true), (0x1_1003, false)] {
         let mut v = vm(|s| {
