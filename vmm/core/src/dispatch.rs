@@ -13,7 +13,7 @@ use crate::mmu_client::MmuTransport;
 use crate::msr::{Msr, classify, valid_pat};
 use crate::run::{Stop, Vm};
 use crate::time::Ticks;
-use crate::vcpu::{AccessRights, Field, Gpr, Vcpu, cr0, rflags};
+use crate::vcpu::{AccessRights, Field, Gpr, Vcpu, cr0, cr4, rflags};
 use alloc::boxed::Box;
 use alloc::string::ToString;
 use umbra_mmu_abi::{Access, FaultOutcome, Gpa};
@@ -349,6 +349,12 @@ impl<V: Vcpu, M: GuestMemory, T: MmuTransport, D: Devices> Vm<V, M, T, D> {
         self.control.long_mode() && AccessRights(self.vcpu.read(Field::GuestCsAccessRights) as u32).long()
     }
 
+    /// Is the privilege level not 0? It is SS.DPL; in real mode everybody is privileged.
+    fn user_mode(&mut self) -> bool {
+        let protected = self.control.cr0 & cr0::PE != 0;
+        protected && AccessRights(self.vcpu.read(Field::GuestSsAccessRights) as u32).dpl() != 0
+    }
+
     /// CR0 as the guest reads it: its own bits from the processor, the others from the shadow.
     fn visible_cr0(&mut self) -> u64 {
         let own = self.vcpu.read(Field::GuestCr0) & !crate::control::CR0_OWNED;
@@ -414,6 +420,13 @@ impl<V: Vcpu, M: GuestMemory, T: MmuTransport, D: Devices> Vm<V, M, T, D> {
     /// Debug registers keep their values; breakpoints do not fire, and the host's registers stay out of reach.
     fn debug_register(&mut self, access: DrAccess) -> Handled {
         let DrAccess { dr, read, gpr } = access;
+        // The exit comes before the checks that MOV DR makes (SDM vol. 3, section 26.1.1).
+        if self.user_mode() {
+            return self.inject(Exception::GP0);
+        }
+        if matches!(dr, 4 | 5) && self.vcpu.read(Field::GuestCr4) & cr4::DE != 0 {
+            return self.inject(Exception::UD);
+        }
         // Without CR4.DE, DR4 and DR5 are other names of DR6 and DR7.
         let slot = if matches!(dr, 4 | 5) { dr + 2 } else { dr } as usize;
         if read {

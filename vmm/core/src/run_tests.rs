@@ -628,6 +628,31 @@ fn debug_registers_keep_values_and_stay_virtual() {
 }
 
 #[test]
+fn debug_registers_are_for_the_kernel_of_the_guest() {
+    // MOV DR exits before the processor looks at the privilege level (SDM vol. 3, section 26.1.1).
+    for qualification in [0x203, 0x313] {
+        let vm = finish(vm(|s| {
+            s.gprs[Gpr::Rdx as usize] = 0x1234;
+            s.set_code_rights(0xa0fb);
+            s.fields.insert(Field::GuestSsAccessRights, 0xc0f3);
+            s.exits(29, qualification, 3);
+        }));
+        assert_eq!(
+            vm.vcpu.delivered,
+            [Event::exception(Exception::GP0)],
+            "{qualification:#x}"
+        );
+        assert_eq!((vm.debug[3], vm.vcpu.gprs[Gpr::Rbx as usize]), (0, 0));
+    }
+    // ... and before it looks at CR4.DE, which takes DR4 and DR5 away.
+    let vm = finish(vm(|s| {
+        *s.fields.get_mut(&Field::GuestCr4).expect("set") |= cr4::DE;
+        s.exits(29, 0x314, 3);
+    }));
+    assert_eq!(vm.vcpu.delivered, [Event::exception(Exception::UD)]);
+}
+
+#[test]
 fn device_events_end_the_machine() {
     for (event, want) in [
         (PlatformEvent::PowerOff, Stop::PowerOff),
