@@ -6,14 +6,14 @@ use crate::devices::Devices;
 use crate::emulate::guest::Emulated;
 use crate::emulate::{Code, CodeSize, Guest, Hint, Step, Unsupported, UnsupportedCause};
 use crate::entry;
-use crate::exit::{CrAccess, DrAccess, EptViolation, Exit, IoAccess, RawExit};
+use crate::exit::{CrAccess, DrAccess, EptViolation, Exit, Interruption, IoAccess, RawExit};
 use crate::guest_mem::GuestMemory;
-use crate::inject::Exception;
+use crate::inject::{EventKind, Exception, vector};
 use crate::mmu_client::MmuTransport;
 use crate::msr::{Msr, classify, valid_pat};
 use crate::run::{Stop, Vm};
 use crate::time::Ticks;
-use crate::vcpu::{AccessRights, Field, Gpr, Vcpu, cr0, cr4, rflags};
+use crate::vcpu::{AccessRights, BLOCKING_BY_MOV_SS, BLOCKING_BY_STI, Field, Gpr, Vcpu, cr0, cr4, rflags};
 use alloc::boxed::Box;
 use alloc::string::ToString;
 use umbra_mmu_abi::{Access, FaultOutcome, Gpa};
@@ -102,6 +102,8 @@ impl<V: Vcpu, M: GuestMemory, T: MmuTransport, D: Devices> Vm<V, M, T, D> {
             // An NMI of the host, or its interrupt: none of the guest's business.
             Exit::ExceptionOrNmi(i) if i.kind == 2 => Ok(Next::Resume),
             Exit::ExternalInterrupt => Ok(Next::Resume),
+            Exit::ExceptionOrNmi(i) if i.vector == vector::DB => self.debug_exception(raw, i),
+            Exit::ExceptionOrNmi(i) if i.vector == vector::AC => self.inject(Exception::with_error(vector::AC, 0)),
             Exit::EptViolation(_)
             | Exit::ExceptionOrNmi(_)
             | Exit::Init
@@ -415,6 +417,29 @@ impl<V: Vcpu, M: GuestMemory, T: MmuTransport, D: Devices> Vm<V, M, T, D> {
             let cr3 = self.vcpu.read(Field::GuestCr3);
             self.vcpu.write(Field::GuestCr3, cr3);
         }
+    }
+
+    /// #DB goes on to the guest, with its reason in DR6 (the qualification has its format). INT1 is an event of its own kind:
+    /// the guest finds the instruction after it.
+    #[cold]
+    fn debug_exception(&mut self, raw: &RawExit, i: Interruption) -> Handled {
+        const REASONS: u64 = 0xe00f;
+        const BREAKPOINTS: u64 = 0xf;
+        self.debug[6] = (self.debug[6] & !BREAKPOINTS) | (raw.qualification & REASONS);
+        let blocking = raw.interruptibility & (BLOCKING_BY_STI | BLOCKING_BY_MOV_SS);
+        if blocking != 0 {
+            // Delivery ends the shadow anyway; an entry with it would have to bring a second single step.
+            let open = u64::from(raw.interruptibility & !blocking);
+            self.vcpu.write(Field::GuestInterruptibility, open);
+        }
+        self.raise(Exception::DB)?;
+        if i.kind == EventKind::PrivilegedSoftwareException as u8
+            && let Some(event) = &mut self.event
+        {
+            event.kind = EventKind::PrivilegedSoftwareException;
+            event.instruction_length = raw.instruction_length;
+        }
+        Ok(Next::Resume)
     }
 
     /// Debug registers keep their values; breakpoints do not fire, and the host's registers stay out of reach.

@@ -3,6 +3,7 @@
 
 use crate::boot::{Entry, EntryMode};
 use crate::control::{CR0_OWNED, CR4_OWNED, Control, hardware_cr0, hardware_cr4};
+use crate::inject::vector;
 use crate::vcpu::{AccessRights, Field, Gpr, SegReg, Segment, Vcpu, cr0, cr4, efer, rflags};
 
 /// Pin-based controls: external interrupts and NMIs exit, virtual NMIs, preemption timer.
@@ -17,6 +18,9 @@ pub const INTERRUPT_WINDOW: u32 = 1 << 2;
 pub const SECONDARY: u32 = 1 << 1 | 1 << 5 | 1 << 6 | 1 << 7;
 /// Exit controls that the vmm wants beyond the kernel's: keep the preemption timer's value.
 pub const EXIT: u32 = 1 << 22;
+/// Exceptions that exit. #DB, so that the guest finds in its DR6 what happened; it and #AC also because each may happen again
+/// while it is delivered: the processor would go round for ever, without an exit and deaf to the host's interrupts.
+pub const EXCEPTIONS: u32 = 1 << vector::DB | 1 << vector::AC;
 
 const CODE_32: u32 = 0xc09b;
 const CODE_64: u32 = 0xa09b;
@@ -111,7 +115,7 @@ fn controls<V: Vcpu>(vcpu: &mut V) {
         (Field::PinBasedControls, PIN_BASED.into()),
         (Field::PrimaryControls, PRIMARY.into()),
         (Field::SecondaryControls, SECONDARY.into()),
-        (Field::ExceptionBitmap, 0),
+        (Field::ExceptionBitmap, EXCEPTIONS.into()),
         (Field::Cr0GuestHostMask, CR0_OWNED),
         (Field::Cr4GuestHostMask, CR4_OWNED),
     ];

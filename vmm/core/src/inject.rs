@@ -35,6 +35,8 @@ pub struct Exception {
 impl Exception {
     /// #DE.
     pub const DE: Self = Self::plain(vector::DE);
+    /// #DB.
+    pub const DB: Self = Self::plain(vector::DB);
     /// #UD.
     pub const UD: Self = Self::plain(vector::UD);
     /// #GP(0).

@@ -3,7 +3,7 @@
 
 use crate::control::Control;
 use crate::cpuid::{Cpuid, Leaf};
-use crate::inject::{Event, Exception};
+use crate::inject::{Event, EventKind, Exception};
 use crate::mmu_client::{Mmu, MmuTransport};
 use crate::platform::PlatformEvent;
 use crate::run::{Stop, Vm};
@@ -650,6 +650,82 @@ fn debug_registers_are_for_the_kernel_of_the_guest() {
         s.exits(29, 0x314, 3);
     }));
     assert_eq!(vm.vcpu.delivered, [Event::exception(Exception::UD)]);
+}
+
+/// An exit because of an exception.
+fn exception(interruption: u32, qualification: u64) -> impl FnMut(&mut Script) -> Entered {
+    move |s| {
+        Entered::Exit(RawExit {
+            reason: 0,
+            interruption,
+            qualification,
+            instruction_length: 1,
+            rip: s.rip,
+            rflags: s.fields[&Field::GuestRflags],
+            ..RawExit::NONE
+        })
+    }
+}
+
+#[test]
+fn debug_exceptions_tell_the_guest_why() {
+    let db = Event::exception(Exception::DB);
+    let icebp = Event {
+        kind: EventKind::PrivilegedSoftwareException,
+        instruction_length: 1,
+        ..db
+    };
+    // A single step in the shadow of STI, then INT1.
+    let vm = finish(vm(|s| {
+        s.fields.insert(Field::GuestRflags, rflags::TF | rflags::IF | 2);
+        s.stay(|s| {
+            let Entered::Exit(raw) = exception(0x8000_0301, 1 << 14)(s) else {
+                unreachable!()
+            };
+            Entered::Exit(RawExit {
+                interruptibility: 1,
+                ..raw
+            })
+        });
+        s.stay(move |s| {
+            assert_eq!(s.delivered, [db]);
+            // With TF set, an entry in the shadow must have a single step pending (SDM vol. 3, section 27.3.1.5).
+            assert_eq!(s.fields[&Field::GuestInterruptibility], 0);
+            s.exits(29, 0x316, 3); // MOV RBX, DR6
+            s.stays.pop_back().expect("queued")(s)
+        });
+        s.stay(|s| {
+            assert_eq!(s.gprs[Gpr::Rbx as usize], 0xffff_4ff0);
+            exception(0x8000_0501, 0)(s)
+        });
+        s.stay(move |s| {
+            assert_eq!(s.delivered, [db, icebp]);
+            Entered::Notified(0)
+        });
+    }));
+    assert_eq!(vm.counters.exceptions, 2);
+}
+
+#[test]
+fn the_vmm_stands_between_exceptions_that_could_nest_for_ever() {
+    // #AC while #AC is delivered: the processor would go round without an exit and without taking interrupts.
+    let alignment = Exception::with_error(17, 0);
+    let vm = finish(vm(|s| {
+        s.stay(exception(0x8000_0b11, 0));
+        for _ in 0..3 {
+            s.stay(|s| {
+                let Entered::Exit(raw) = exception(0x8000_0b11, 0)(s) else {
+                    unreachable!()
+                };
+                Entered::Exit(RawExit {
+                    idt_vectoring: 0x8000_0b11,
+                    ..raw
+                })
+            });
+        }
+    }));
+    assert_eq!(vm.vcpu.delivered, [Event::exception(alignment); 4]);
+    assert_eq!(crate::entry::EXCEPTIONS, 1 << 1 | 1 << 17);
 }
 
 #[test]
