@@ -1,13 +1,17 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
 //! Guest time: the host's time stamp counter plus an offset, with long absences hidden, and the timer that ends a stay.
+//!
+//! Devices run by guest time. The guest's TSC is guest time too, until the guest writes it: then it differs by a constant.
 
 use crate::time::Ticks;
 
 /// Guest time over host time.
 #[derive(Clone, Copy, Debug)]
 pub struct Clock {
-    /// Guest TSC = host TSC + offset (wrapping), as the processor adds it.
+    /// Guest time = host TSC + offset (wrapping).
     offset: u64,
+    /// Guest TSC = guest time + adjustment (wrapping).
+    adjustment: u64,
     /// Absences longer than this are hidden, in ticks.
     longest_gap: u64,
     left_at: u64,
@@ -20,6 +24,7 @@ impl Clock {
     pub fn new(host_now: u64, tsc_hz: u64) -> Self {
         Self {
             offset: host_now.wrapping_neg(),
+            adjustment: 0,
             longest_gap: tsc_hz / 10,
             left_at: host_now,
             hidden_gaps: 0,
@@ -32,9 +37,14 @@ impl Clock {
         Ticks::new(host_now.wrapping_add(self.offset))
     }
 
-    /// The value of the VMCS's TSC offset.
-    pub fn offset(&self) -> u64 {
-        self.offset
+    /// The guest's TSC at `host_now`.
+    pub fn tsc(&self, host_now: u64) -> u64 {
+        host_now.wrapping_add(self.tsc_offset())
+    }
+
+    /// The value of the VMCS's TSC offset, as the processor adds it.
+    pub fn tsc_offset(&self) -> u64 {
+        self.offset.wrapping_add(self.adjustment)
     }
 
     /// The guest left.
@@ -66,9 +76,9 @@ impl Clock {
         host_now.wrapping_sub(self.left_at)
     }
 
-    /// The guest wrote its TSC.
-    pub fn set_guest(&mut self, host_now: u64, value: u64) {
-        self.offset = value.wrapping_sub(host_now);
+    /// The guest wrote its TSC. Guest time goes on.
+    pub fn set_tsc(&mut self, host_now: u64, value: u64) {
+        self.adjustment = value.wrapping_sub(self.guest(host_now).raw());
     }
 }
 
@@ -170,8 +180,19 @@ mod tests {
     #[test]
     fn the_guest_sets_its_counter() {
         let mut c = Clock::new(1000, 50_000_000);
-        c.set_guest(5000, 42);
-        assert_eq!(c.guest(5010), Ticks::new(52));
+        for value in [42, 0, u64::MAX - 3, 1 << 63] {
+            c.set_tsc(5000, value);
+            assert_eq!(c.tsc(5010), value.wrapping_add(10));
+            assert_eq!(c.tsc_offset(), value.wrapping_sub(5000));
+            assert_eq!(c.guest(5010), Ticks::new(4010), "devices do not notice");
+        }
+        c.leave(10_000);
+        assert!(c.enter(1_000_000_000));
+        assert_eq!(
+            c.tsc(1_000_000_000),
+            (1u64 << 63) + 5000,
+            "absences are hidden all the same"
+        );
     }
 
     /// Simulates a guest that only computes, on a processor with this rate; returns when the deadline was noticed.

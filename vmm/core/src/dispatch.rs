@@ -259,7 +259,7 @@ impl<V: Vcpu, M: GuestMemory, T: MmuTransport, D: Devices> Vm<V, M, T, D> {
     fn rdmsr(&mut self) -> Handled {
         let number = self.vcpu.gpr(Gpr::Rcx) as u32;
         let value = match classify(number) {
-            Msr::Tsc => self.now().raw(),
+            Msr::Tsc => self.clock.tsc(self.vcpu.host_tsc()),
             Msr::Efer => self.control.efer,
             Msr::Pat => self.vcpu.read(Field::GuestPat),
             Msr::Kept(which) => self.msrs.kept(which),
@@ -280,8 +280,8 @@ impl<V: Vcpu, M: GuestMemory, T: MmuTransport, D: Devices> Vm<V, M, T, D> {
         match classify(number) {
             Msr::Tsc => {
                 let host = self.vcpu.host_tsc();
-                self.clock.set_guest(host, value);
-                self.vcpu.write(Field::TscOffset, self.clock.offset());
+                self.clock.set_tsc(host, value);
+                self.vcpu.write(Field::TscOffset, self.clock.tsc_offset());
             }
             Msr::Efer => match self.control.write_efer(value) {
                 Ok(next) => self.switch(next),

@@ -16,7 +16,6 @@ use crate::mmu_client::{Mmu, MmuTransport};
 use crate::msr::Msrs;
 use crate::platform::PlatformEvent;
 use crate::report::Report;
-use crate::time::Ticks;
 use crate::vcpu::{BLOCKING_BY_MOV_SS, BLOCKING_BY_STI, Entered, Field, Vcpu, rflags};
 use alloc::boxed::Box;
 use alloc::string::{String, ToString};
@@ -199,7 +198,7 @@ impl<V: Vcpu, M: GuestMemory, T: MmuTransport, D: Devices> Vm<V, M, T, D> {
     /// A machine whose processor is set up (`entry::set_up` returned `control`).
     pub fn new(mut vcpu: V, mem: M, mmu: Mmu<T>, devices: D, cpuid: Cpuid, control: Control, tsc_hz: u64) -> Self {
         let clock = Clock::new(vcpu.host_tsc(), tsc_hz);
-        vcpu.write(Field::TscOffset, clock.offset());
+        vcpu.write(Field::TscOffset, clock.tsc_offset());
         Self {
             vcpu,
             mem,
@@ -274,7 +273,7 @@ impl<V: Vcpu, M: GuestMemory, T: MmuTransport, D: Devices> Vm<V, M, T, D> {
     fn prepare(&mut self, host: u64) {
         let away = self.clock.away(host);
         if self.clock.enter(host) {
-            self.vcpu.write(Field::TscOffset, self.clock.offset());
+            self.vcpu.write(Field::TscOffset, self.clock.tsc_offset());
         }
         let now = self.clock.guest(host);
         let wanted = self.devices.interrupt_pending(now);
@@ -373,12 +372,6 @@ impl<V: Vcpu, M: GuestMemory, T: MmuTransport, D: Devices> Vm<V, M, T, D> {
     /// How often an absence was hidden from the guest.
     pub fn hidden_gaps(&self) -> u64 {
         self.clock.hidden_gaps
-    }
-
-    /// Guest time now.
-    pub(crate) fn now(&mut self) -> Ticks {
-        let host = self.vcpu.host_tsc();
-        self.clock.guest(host)
     }
 
     /// Everything about the guest as it is.

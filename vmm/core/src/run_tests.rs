@@ -217,6 +217,33 @@ fn unknown_msrs_are_gp_and_counted() {
 }
 
 #[test]
+fn a_guest_that_sets_its_tsc_does_not_move_its_devices() {
+    for value in [0, u64::MAX - 5, 1 << 40] {
+        let mut v = vm(|s| {
+            s.gprs[Gpr::Rcx as usize] = 0x10;
+            s.gprs[Gpr::Rax as usize] = value & 0xffff_ffff;
+            s.gprs[Gpr::Rdx as usize] = value >> 32;
+            s.tsc = 5_000_000;
+            s.exits(32, 0, 2);
+            s.exits(31, 0, 2);
+            s.stay(move |s| {
+                let read = s.gprs[Gpr::Rdx as usize] << 32 | s.gprs[Gpr::Rax as usize];
+                assert_eq!(read, value.wrapping_add(1000));
+                assert_eq!(
+                    s.tsc.wrapping_add(s.fields[&Field::TscOffset]),
+                    value.wrapping_add(2000)
+                );
+                Entered::Notified(0)
+            });
+        });
+        v.devices.deadline = Some(1_000_000_000);
+        let v = finish(v);
+        assert_eq!(v.devices.advanced_to, 3000, "{value:#x}");
+        assert_eq!(v.devices.deadline, Some(1_000_000_000));
+    }
+}
+
+#[test]
 fn efer_is_kept_and_reaches_the_processor() {
     let vm = finish(vm(|s| {
         s.gprs[Gpr::Rcx as usize] = 0xc000_0080;

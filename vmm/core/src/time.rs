@@ -1,9 +1,9 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
-//! Guest time: the guest's time stamp counter is the one clock of all its devices.
+//! Guest time: the one clock of all devices of a guest. It is the guest's time stamp counter, unless the guest has set that.
 
 use core::ops::{Add, Sub};
 
-/// A reading of the guest's TSC, or a distance between two.
+/// Guest time in ticks of the TSC since the guest's start, or a distance between two such times.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct Ticks(u64);
 
