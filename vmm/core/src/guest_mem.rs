@@ -42,4 +42,9 @@ pub trait GuestMemory {
     fn zero(&mut self, gpa: Gpa, len: u64) -> Result<(), Unbacked>;
     /// The RAM of this guest, ascending, not overlapping.
     fn regions(&self) -> &[RamRegion];
+    /// Is it memory that the guest only reads?
+    fn readonly(&self, gpa: Gpa) -> bool {
+        let holds = |r: &RamRegion| gpa.raw().wrapping_sub(r.base.raw()) < r.len;
+        self.regions().iter().any(|r| r.readonly && holds(r))
+    }
 }

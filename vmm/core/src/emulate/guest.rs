@@ -207,12 +207,7 @@ impl<'a, V: Vcpu, M: GuestMemory, D: Devices> Guest<'a, V, M, D> {
     }
 
     fn phys_write(&mut self, gpa: Gpa, size: u8, value: u64) {
-        let readonly = self
-            .mem
-            .regions()
-            .iter()
-            .any(|r| r.readonly && (r.base.raw()..r.base.raw() + r.len).contains(&gpa.raw()));
-        if !readonly && self.mem.write(gpa, &value.to_le_bytes()[..size as usize]).is_ok() {
+        if !self.mem.readonly(gpa) && self.mem.write(gpa, &value.to_le_bytes()[..size as usize]).is_ok() {
             return;
         }
         for (offset, part) in aligned_parts(gpa, size) {

@@ -4,7 +4,7 @@
 use super::guest::Emulated;
 use super::walk::{Paging, pfec};
 use super::*;
-use crate::guest_mem::GuestMemory;
+use crate::guest_mem::{GuestMemory, RamRegion};
 use crate::inject::Exception;
 use crate::testing::{Io, Log, Ram, Script};
 use crate::time::Ticks;
@@ -944,4 +944,33 @@ fn script_reads_back_what_was_written() {
     let mut s = Script::new();
     s.write(Field::GuestCr3, 5);
     assert_eq!(s.read(Field::GuestCr3), 5);
+}
+
+// REQ: MEM-5
+#[test]
+fn a_walk_sets_no_flags_in_read_only_memory() {
+    // The guest's page table for PAGES is in a ROM.
+    let mut rig = Rig::new().answers(&[7]);
+    rig.ram.regions = vec![
+        RamRegion {
+            base: Gpa::new(0),
+            len: PT,
+            readonly: false,
+        },
+        RamRegion {
+            base: Gpa::new(PT),
+            len: 0x1000,
+            readonly: true,
+        },
+        RamRegion {
+            base: Gpa::new(PT + 0x1000),
+            len: 0x20_0000 - PT - 0x1000,
+            readonly: false,
+        },
+    ];
+    let before = rig.ram.get64(PT);
+    let rig = rig.done(&[0x8b, 0x03]); // mov eax, [rbx]
+    assert_eq!(rig.get(Gpr::Rax), 7);
+    assert_eq!(rig.ram.get64(PT), before, "the ROM has changed");
+    assert_ne!(rig.ram.get64(0x1_2008) & 0x20, 0, "accessed, where it can be written");
 }

@@ -211,9 +211,9 @@ pub fn record<M: GuestMemory>(
             0
         };
         let updated = step.entry | ACCESSED | dirty;
-        if updated != step.entry {
+        if updated != step.entry && !mem.readonly(step.at) {
             step.entry = updated;
-            // The guest's only vCPU is stopped, so this is atomic. A table outside RAM keeps nothing.
+            // The guest's only vCPU is stopped, so this is atomic. A table outside RAM or in a ROM keeps nothing.
             let _ = mem.write(step.at, &updated.to_le_bytes()[..entry_bytes as usize]);
         }
     }
