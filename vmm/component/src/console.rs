@@ -31,7 +31,8 @@ mod reg {
 const FIFO: usize = 16;
 /// Attempts to find the UART quiet.
 const ROUNDS: usize = 64;
-/// Bytes that wait for the line before the guest does.
+/// Bytes that wait for the line before the guest does; and bytes from the line that wait for the guest, before more are lost
+/// as in any receiver that nobody reads.
 const WAITING: usize = 16 * 1024;
 
 /// The line, and what waits on either side of it.
@@ -112,13 +113,19 @@ impl Uart {
         }
     }
 
+    /// Takes what the receiver has, one FIFO at most: `service` comes again.
     fn pull(&mut self) {
-        while self.read(reg::LSR) & reg::LSR_DATA_READY != 0 {
+        for _ in 0..FIFO {
+            if self.read(reg::LSR) & reg::LSR_DATA_READY == 0 {
+                return;
+            }
             let byte = self.read(reg::DATA);
             if byte == 0xff && self.read(reg::LSR) == 0xff {
                 return; // nothing there
             }
-            self.input.push_back(byte);
+            if self.input.len() < WAITING {
+                self.input.push_back(byte);
+            }
         }
     }
 
