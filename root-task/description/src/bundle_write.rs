@@ -3,7 +3,7 @@
 
 use crate::bundle::{
     ALIGN, AT_COUNT, AT_CRC, AT_ENTRY_CRC, AT_LEN, AT_OFFSET, AT_TOTAL, AT_VERSION, ENTRY_LEN, HEADER_LEN, MAGIC,
-    MAX_NAME, VERSION, crc32, header_crc,
+    MAX_NAME, VERSION, crc32c, header_crc,
 };
 use std::{fmt, string::String, vec, vec::Vec};
 
@@ -50,7 +50,7 @@ pub fn write(files: &[(&str, &[u8])]) -> Result<Vec<u8>, WriteError> {
         entry[..name.len()].copy_from_slice(name.as_bytes());
         entry[AT_OFFSET..AT_OFFSET + 8].copy_from_slice(&offset.to_le_bytes());
         entry[AT_LEN..AT_LEN + 8].copy_from_slice(&(content.len() as u64).to_le_bytes());
-        entry[AT_ENTRY_CRC..AT_ENTRY_CRC + 4].copy_from_slice(&crc32(content).to_le_bytes());
+        entry[AT_ENTRY_CRC..AT_ENTRY_CRC + 4].copy_from_slice(&crc32c(content).to_le_bytes());
     }
     let total = out.len() as u64;
     out[..8].copy_from_slice(&MAGIC);

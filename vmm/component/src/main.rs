@@ -5,6 +5,7 @@
 
 extern crate alloc;
 
+mod checksum;
 mod console;
 mod machine;
 mod mmu_ipc;
@@ -92,7 +93,10 @@ fn load_guest(ram: &mut RamWindow, config: &VmmConfig) -> Result<Entry, String> 
     let payload =
         unsafe { core::slice::from_raw_parts(layout::PAYLOAD_WINDOW as *const u8, config.payload_len as usize) };
     let bundle = Bundle::new(payload).map_err(|e| e.to_string())?;
-    let find = |name: &str| bundle.find(name).map(|entry| entry.content).map_err(|e| e.to_string());
+    let find = |name: &str| {
+        let checked = bundle.find(name).and_then(|entry| entry.verify_with(checksum::crc32c));
+        checked.map_err(|e| e.to_string())
+    };
     let boot = &config.boot;
     let initrd = boot.initrd.as_deref().map(find).transpose()?;
     let modules = boot
