@@ -31,7 +31,9 @@ pub fn bench(builder: &Builder, args: &BenchArgs) -> Result<i32> {
     cases.retain(|case| !case.bench.is_empty() && filter.as_ref().is_none_or(|filter| filter.is_match(&case.name)));
     let mut suites = Suite::read_all(builder)?;
     suites.retain(|suite| {
-        suite.sims.contains(&Sim::Bochs) && filter.as_ref().is_none_or(|filter| filter.is_match(&suite.name))
+        !suite.plain_disk
+            && suite.sims.contains(&Sim::Bochs)
+            && filter.as_ref().is_none_or(|filter| filter.is_match(&suite.name))
     });
     ensure!(
         !cases.is_empty() || !suites.is_empty(),

@@ -146,6 +146,7 @@ impl Case {
             case.refused.is_some()
                 || case.policy.is_some()
                 || case.until.is_some()
+                || case.status != 0
                 || case.stopped.len() == case.vm.len(),
             "stopped has {} entries for {} VMs",
             case.stopped.len(),
