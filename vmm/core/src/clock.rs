@@ -83,11 +83,11 @@ impl Clock {
 }
 
 /// The VMX preemption timer: it counts down only while the guest runs, at the TSC's rate divided by a power of two that
-/// only an MSR of the host tells. It is measured at the first expiry instead; until then the timer fires early.
+/// only an MSR of the host tells. It is measured at expiries instead; until then the timer fires early. A stay looks longer
+/// than the timer counted if other threads had the processor meanwhile, never shorter: the lowest measurement is right.
 #[derive(Clone, Copy, Debug)]
 pub struct PreemptionTimer {
     shift: u32,
-    measured: bool,
     /// Guest time for which it is set; `None`: never set, or expired.
     target: Option<Ticks>,
     /// Value written.
@@ -109,7 +109,6 @@ impl Default for PreemptionTimer {
     fn default() -> Self {
         Self {
             shift: MAX_SHIFT,
-            measured: false,
             target: None,
             value: 0,
             outside: 0,
@@ -150,10 +149,9 @@ impl PreemptionTimer {
     pub fn expired(&mut self) {
         self.target = None;
         // Short stays say more about entry and exit than about the timer.
-        if !self.measured && self.value >= 256 {
+        if self.shift > 0 && self.value >= 256 {
             let ratio = self.inside.saturating_mul(3) / (2 * u64::from(self.value));
-            self.shift = ratio.max(1).ilog2().min(MAX_SHIFT);
-            self.measured = true;
+            self.shift = ratio.max(1).ilog2().min(self.shift);
         }
     }
 }
@@ -219,6 +217,31 @@ mod tests {
             let at = noticed(shift, 200_000);
             assert!(at < 200_000 + 7_000, "rate 1/{}: noticed at {at}", 1 << shift);
         }
+    }
+
+    #[test]
+    fn a_measurement_while_others_had_the_processor_does_not_stay() {
+        // The timer counts in the guest only; what looks like a long stay was mostly somebody else's.
+        let mut t = PreemptionTimer::default();
+        let mut now = 0;
+        let value = t.prepare(Ticks::new(now), Some(Ticks::new(100_000)), 0).expect("set");
+        now += 40 * u64::from(value);
+        t.ran(40 * u64::from(value));
+        t.expired();
+        let mut expiries = 0;
+        for _ in 0..20 {
+            let deadline = now + 100_000;
+            while now < deadline {
+                let value = t
+                    .prepare(Ticks::new(now), Some(Ticks::new(deadline)), 500)
+                    .expect("set");
+                now += u64::from(value) + 500; // a timer at the full rate
+                t.ran(value.into());
+                t.expired();
+                expiries += 1;
+            }
+        }
+        assert!(expiries < 60, "{expiries} expiries for 20 deadlines");
     }
 
     #[test]
