@@ -792,3 +792,135 @@ fn string_output_goes_through_the_emulator() {
         [Io::Out(0x3f8, 1, b'h'.into()), Io::Out(0x3f8, 1, b'i'.into())]
     );
 }
+
+/// What an entry checks of the guest's state and of the event (SDM vol. 3, sections 27.2.1.3 and 27.3.1), as far as the vmm
+/// makes it.
+fn entry_checks(v: &mut Script) {
+    let delivered = v.delivered.pop();
+    let field = |f| v.fields.get(&f).copied().unwrap_or(0);
+    let (cr0, cr4, efer) = (field(Field::GuestCr0), field(Field::GuestCr4), field(Field::GuestEfer));
+    assert!(
+        cr0 & cr0::PG == 0 || cr0 & cr0::PE != 0,
+        "paging without protection: {cr0:#x}"
+    );
+    let lma = efer & efer::LMA != 0;
+    assert_eq!(
+        lma,
+        efer & efer::LME != 0 && cr0 & cr0::PG != 0,
+        "efer {efer:#x} cr0 {cr0:#x}"
+    );
+    assert!(!lma || cr4 & cr4::PAE != 0, "long mode without PAE");
+    assert_eq!(cr4 & (cr4::VMXE | cr4::MCE), cr4::VMXE);
+    let shadow = field(Field::GuestInterruptibility) & 3;
+    let flags = field(Field::GuestRflags);
+    if let Some(e) = delivered {
+        let with_error = matches!(e.vector, 8 | 10..=14 | 17) && e.kind == EventKind::HardwareException;
+        assert_eq!(
+            e.error.is_some(),
+            with_error && cr0 & cr0::PE != 0,
+            "{e:?} cr0 {cr0:#x}"
+        );
+        if e.kind == EventKind::ExternalInterrupt {
+            assert!(
+                flags & rflags::IF != 0 && shadow == 0,
+                "{e:?} flags {flags:#x} shadow {shadow}"
+            );
+        }
+    }
+    let pending = field(Field::GuestPendingDebugExceptions) >> 14 & 1 != 0;
+    if shadow != 0 || field(Field::GuestActivityState) == 1 {
+        assert_eq!(pending, flags & rflags::TF != 0, "single step pending");
+    }
+}
+
+// REQ: EM-2
+#[test]
+fn random_exits_never_panic_and_never_make_a_state_that_cannot_be_entered() {
+    let mut seed = 0x2545_f491_4f6c_dd1du64;
+    let mut random = move || {
+        seed ^= seed << 13;
+        seed ^= seed >> 7;
+        seed ^= seed << 17;
+        seed
+    };
+    let (mut stops, mut events) = (0, 0);
+    for _ in 0..2000 {
+        let mut v = vm(|s| *s.fields.get_mut(&Field::GuestCr4).expect("set") |= cr4::VMXE);
+        for _ in 0..200 {
+            let reasons = [
+                0, 7, 10, 12, 28, 28, 28, 29, 30, 30, 31, 32, 32, 48, 48, 52, 55, 9, 13, 54,
+            ];
+            let reason = reasons[random() as usize % reasons.len()];
+            let gprs: [u64; 16] = core::array::from_fn(|_| match random() % 4 {
+                0 => random(),
+                1 => 0xc000_0080,
+                2 => random() & 0xffff_ffff,
+                _ => random() & (cr0::PG | cr0::PE | cr0::WP | cr4::PAE | cr4::PSE | efer::LME | efer::SCE),
+            });
+            let qualification = match reason {
+                28 => (random() & 0xff30) | [0, 4, 8][random() as usize % 3],
+                29 => random() & 0xf17,
+                30 => (random() & 0xffff_0018) | [0, 1, 3][random() as usize % 3],
+                48 => [0x181, 0x182, 0x184, 0x81][random() as usize % 4],
+                _ => random(),
+            };
+            let gpa = if random() & 1 == 0 {
+                random() % 0x20_0000
+            } else {
+                0xfee0_0000
+            };
+            let (interruption, vectoring) = (
+                [0x8000_0301, 0x8000_0501, 0x8000_0b11, 0x8000_0202][random() as usize % 4],
+                [0, 0, 0, 0x8000_0030, 0x8000_0b0e][random() as usize % 5],
+            );
+            let mut flags = 2 | random() & (rflags::IF | rflags::TF);
+            let delivering = reason == 48 && vectoring != 0;
+            let shadow = if delivering {
+                0
+            } else {
+                (random() & 3).min(2) * (random() & 1)
+            };
+            if shadow == 1 || delivering {
+                flags |= rflags::IF;
+            }
+            let pause = random() % 1_000_000;
+            v.vcpu.stay(move |s| {
+                entry_checks(s);
+                s.tsc += pause;
+                s.gprs = gprs;
+                s.rip = 0x1000;
+                // What the processor saves.
+                let stepping = shadow != 0 && flags & rflags::TF != 0;
+                for (field, value) in [
+                    (Field::GuestRflags, flags),
+                    (Field::GuestInterruptibility, shadow),
+                    (Field::GuestPendingDebugExceptions, u64::from(stepping) << 14),
+                    (Field::GuestActivityState, 0),
+                ] {
+                    s.fields.insert(field, value);
+                }
+                Entered::Exit(RawExit {
+                    reason,
+                    qualification,
+                    instruction_length: 3,
+                    gpa: Gpa::new(gpa),
+                    linear: Gva::new(0x20_0000),
+                    rip: s.rip,
+                    rflags: flags,
+                    interruptibility: shadow as u32,
+                    cr3: 0x1_0000,
+                    interruption,
+                    idt_vectoring: if reason == 48 { vectoring } else { 0 },
+                })
+            });
+        }
+        v.mem.put(0x1000, &[0x89, 0x03]); // mov [rbx], eax
+        v.devices.deadline = Some(random() % 10_000_000);
+        let stop = v.run();
+        if !matches!(stop, Stop::BackendFailed(_)) {
+            stops += 1;
+        }
+        events += v.counters.exceptions + v.counters.interrupts;
+    }
+    assert!(stops > 100 && events > 1000, "{stops} stops, {events} events");
+}
