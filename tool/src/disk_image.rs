@@ -21,7 +21,7 @@ pub struct ImageArgs {
     #[arg(long, default_value = guests::DEFAULT)]
     guest: String,
     /// RAM of the guest, as 64M or 1G
-    #[arg(long, value_name = "SIZE")]
+    #[arg(long, value_name = "SIZE", value_parser = crate::run::guest::size)]
     memory: Option<String>,
     /// For a board with one serial port: console and system log share COM1
     #[arg(long)]

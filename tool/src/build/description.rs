@@ -4,7 +4,8 @@
 use anyhow::{Context, Result, anyhow, bail};
 use std::path::Path;
 use toml::{Table, Value};
-use umbra_description::{System, compile::compile};
+use umbra_description::System;
+use umbra_description::compile::{Error, Errors, compile};
 
 /// A description that can be changed before it is compiled.
 #[derive(Clone, Debug)]
@@ -78,7 +79,15 @@ impl Description {
     /// Compiles it.
     pub fn compile(&self) -> Result<System> {
         let text = self.text()?;
-        compile(&text).map_err(|errors| anyhow!("the system made from {} is refused:\n{errors}\n{text}", self.origin))
+        // The text was made here, so its line numbers mean nothing without the lines.
+        let quoted = |errors: Errors| {
+            let quote = |error: &Error| {
+                let line = text.lines().nth(error.line.saturating_sub(1)).unwrap_or_default();
+                format!("\n  {error}\n    {line}")
+            };
+            errors.0.iter().map(quote).collect::<String>()
+        };
+        compile(&text).map_err(|errors| anyhow!("the system made from {} is refused:{}", self.origin, quoted(errors)))
     }
 }
 

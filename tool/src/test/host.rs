@@ -19,7 +19,7 @@ pub fn checks(builder: &Builder, kernel: Option<&Kernel>, board: &Board) {
         "lints",
         host_cargo(root).args(["clippy", "--locked", "--quiet", "--all-targets", "--", "-D", "warnings"]),
     );
-    board.check("lints of seL4 programs", || match (kernel, seL4_packages(builder)) {
+    board.check("lints of seL4 programs", || match (kernel, sel4_packages(builder)) {
         (None, _) => Verdict::NotRun("there is no kernel build to take the bindings from".to_owned()),
         (_, Err(error)) => Verdict::from_result(Err(error)),
         (Some(_), Ok(packages)) if packages.is_empty() => Verdict::failed("the workspace has no seL4 programs", ""),
@@ -60,8 +60,7 @@ pub fn checks(builder: &Builder, kernel: Option<&Kernel>, board: &Board) {
 }
 
 /// Packages of the workspace that run on seL4 only: members that are no default members.
-#[allow(non_snake_case, reason = "seL4 is written so")]
-fn seL4_packages(builder: &Builder) -> Result<Vec<String>> {
+fn sel4_packages(builder: &Builder) -> Result<Vec<String>> {
     let mut command = host_cargo(builder.paths.root());
     command.args(["metadata", "--no-deps", "--locked", "--format-version", "1"]);
     let output = command.output().context("cargo metadata")?;
