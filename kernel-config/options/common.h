@@ -9,7 +9,7 @@
 #define CONFIG_MAX_NUM_NODES 1
 #define CONFIG_CACHE_LN_SZ 64
 #define CONFIG_KERNEL_STACK_BITS 12
-#define CONFIG_OPTIMISATION_O2 1
+#define CONFIG_OPTIMISATION_O3 1
 
 /* Interrupts and timer */
 #define CONFIG_IRQ_IOAPIC 1
