@@ -285,7 +285,7 @@ fn finding_what_is_mapped_does_not_look_at_every_page() {
 #[test]
 fn an_spte_tells_its_gfn() {
     let mut mmu = mmu(0);
-    for gfn in [0, 1, 0x1ff, 0x200, 0xfec00, 0x12_3456_789, (1 << 36) - 1].map(Gfn::new) {
+    for gfn in [0, 1, 0x1ff, 0x200, 0xfec00, 0x1_2345_6789, (1 << 36) - 1].map(Gfn::new) {
         for level in TableLevel::TOP_DOWN {
             let table = mmu.table_for(gfn, level);
             let place = mmu.tables.place(table, level, gfn);
