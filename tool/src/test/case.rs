@@ -425,6 +425,26 @@ mod tests {
     }
 
     #[test]
+    fn every_case_of_the_project_is_right_and_every_test_guest_has_one() {
+        let root = Path::new(env!("CARGO_MANIFEST_DIR")).join("..");
+        let cases = Case::read_all(&root.join("tests/system/cases")).unwrap();
+        let booted: Vec<&str> = cases
+            .iter()
+            .flat_map(|case| &case.vm)
+            .map(|vm| vm.guest.as_str())
+            .collect();
+        let guests = umbra_images::guests::Images::open(&root.join("images"), &root.join("target")).unwrap();
+        let idle: Vec<String> = guests
+            .test_guests()
+            .unwrap()
+            .into_iter()
+            .map(|guest| guest.name)
+            .collect();
+        let idle: Vec<&String> = idle.iter().filter(|name| !booted.contains(&name.as_str())).collect();
+        assert!(idle.is_empty(), "no case boots {idle:?}");
+    }
+
+    #[test]
     fn numbers_are_read_and_subtracted() {
         let log = ["umbra: ready vms=1 ticks=100", "umbra: vm g: entered ticks=150"];
         let bench = |pattern: &str, minus: Option<&str>| Bench {
