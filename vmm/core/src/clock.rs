@@ -102,8 +102,9 @@ pub struct PreemptionTimer {
 const MAX_SHIFT: u32 = 5;
 /// The timer is set again when it has become late by this many ticks.
 const TOLERANCE: u64 = 20_000;
-/// Without any deadline it is set this far ahead, in ticks.
-const FAR: u64 = 1 << 31;
+/// No stay is longer, in ticks: a guest that never exits does not keep the processor even where the host's own interrupts
+/// do not end its stay (Bochs holds them back while the guest has interrupts off).
+const LONGEST_STAY: u64 = 1 << 20;
 
 impl Default for PreemptionTimer {
     fn default() -> Self {
@@ -123,10 +124,16 @@ impl PreemptionTimer {
     pub fn prepare(&mut self, now: Ticks, deadline: Option<Ticks>, away: u64) -> Option<u32> {
         self.outside += away;
         match (self.target, deadline) {
-            (Some(target), Some(d)) if target == d && self.outside < TOLERANCE => None,
+            // Early is no harm: it is set again then. Late is, beyond the tolerance.
+            (Some(target), Some(d)) if target <= d && target + Ticks::new(self.outside) < d + Ticks::new(TOLERANCE) => {
+                None
+            }
             // Nothing to wait for: whatever was set may run out.
             (Some(_), None) => None,
-            _ => Some(self.set(now, deadline.unwrap_or(Ticks::new(now.raw().saturating_add(FAR))))),
+            _ => {
+                let longest = now + Ticks::new(LONGEST_STAY);
+                Some(self.set(now, deadline.map_or(longest, |d| d.min(longest))))
+            }
         }
     }
 
@@ -217,6 +224,36 @@ mod tests {
             let at = noticed(shift, 200_000);
             assert!(at < 200_000 + 7_000, "rate 1/{}: noticed at {at}", 1 << shift);
         }
+    }
+
+    #[test]
+    fn no_stay_is_endless() {
+        for deadline in [None, Some(Ticks::new(u64::MAX / 2))] {
+            let mut t = PreemptionTimer::default();
+            let mut now = 0;
+            for _ in 0..10 {
+                let value = t
+                    .prepare(Ticks::new(now), deadline, 500)
+                    .expect("set after each expiry");
+                assert!(u64::from(value) << t.shift <= LONGEST_STAY);
+                now += u64::from(value) + 500;
+                t.ran(value.into());
+                t.expired();
+            }
+        }
+    }
+
+    #[test]
+    fn a_timer_set_for_a_stay_does_not_miss_the_deadline_behind_it() {
+        let mut t = PreemptionTimer::default();
+        let d = Ticks::new(LONGEST_STAY + 5000);
+        t.prepare(Ticks::new(0), Some(d), 0).expect("set for the longest stay");
+        assert_eq!(t.prepare(Ticks::new(10), Some(d), 10), None);
+        let late = TOLERANCE + 6000;
+        assert!(
+            t.prepare(Ticks::new(late), Some(d), late).is_some(),
+            "it would fire after the deadline"
+        );
     }
 
     #[test]
