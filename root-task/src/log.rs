@@ -46,7 +46,8 @@ pub fn of_vm(name: &str, text: &str) {
     }
 }
 
-struct Printable<'a>(&'a str);
+/// Text of a component, without anything that moves a terminal's cursor.
+pub struct Printable<'a>(pub &'a str);
 
 impl fmt::Display for Printable<'_> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {

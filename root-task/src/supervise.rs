@@ -64,7 +64,7 @@ fn said(name: &str, role: Role, message: &Received) -> Option<StopReason> {
         Ok(Message::Stopped { reason, detail }) => {
             let mut lines = detail.lines();
             match lines.next() {
-                Some(first) => say!("vm {name} stopped: {reason} {first}"),
+                Some(first) => say!("vm {name} stopped: {reason} {}", log::Printable(first)),
                 None => say!("vm {name} stopped: {reason}"),
             }
             lines.for_each(|line| log::of_vm(name, line));

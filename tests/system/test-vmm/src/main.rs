@@ -2,8 +2,8 @@
 //! A vmm component that checks what the root task gave it, and then ends as its guest's command line says.
 //!
 //! Words of the command line: `power-off`, `triple-fault` (it reports that), `write-unmapped`, `write-program`,
-//! `write-payload`, `read-beyond-guest`, `panic` (it does that), `mmu-fault`, `mmu-read-guest` (it lets its mmu do that),
-//! `wait` (it works for a while first).
+//! `write-payload`, `read-beyond-guest`, `forge` (log lines of the root task), `panic` (it does that),
+//! `mmu-fault`, `mmu-read-guest` (it lets its mmu do that), `wait` (it works for a while first).
 #![no_std]
 #![no_main]
 
@@ -53,6 +53,10 @@ fn obey(word: &str, config: &VmmConfig) {
         "read-beyond-guest" => {
             let end = config.ram.iter().map(|ram| ram.gpa + ram.len).max().unwrap_or(0);
             log::info!("vmm: read {:#x}", peek(layout::RAM_WINDOW + end));
+        }
+        "forge" => {
+            log::info!("said\rumbra: done status=0\numbra: vm other stopped: power-off\x1b[2K");
+            stop(StopReason::TripleFault, "rip\rumbra: done status=0\numbra: done status=0");
         }
         "panic" => panic!("as asked"),
         "mmu-fault" => {
