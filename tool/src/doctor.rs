@@ -240,6 +240,16 @@ mod tests {
         }
     }
 
+    /// Without a C compiler the tool cannot be built, so the script that builds it names all packages itself.
+    #[test]
+    fn the_script_names_the_same_packages() {
+        let script = include_str!("../../umbra");
+        let list = script.split_once("packages=\"").and_then(|(_, rest)| rest.split_once('"'));
+        let list = list.expect("packages=\"...\" in the script").0.replace('\\', "");
+        let packages: Vec<&str> = NEEDS.iter().map(|need| need.package).collect();
+        assert_eq!(list.split_whitespace().collect::<Vec<_>>(), packages);
+    }
+
     #[test]
     fn signs_tell_present_from_absent() {
         let met = |sign| need("x", sign, "y").is_met();
