@@ -49,7 +49,6 @@ pub fn image(builder: &Builder, args: &ImageArgs) -> Result<i32> {
     description.set("log", if args.one_port { "com1" } else { "com2" });
     let kernel = kernel::build(builder, "vtx")?;
     let programs = Programs::build(builder, &kernel, &image::packages(&description.compile()?))?;
-    let label = format!("image-{}", std::process::id());
     let made = builder.steps.work("putting the image together", |_| {
         image::system(
             builder,
@@ -58,7 +57,7 @@ pub fn image(builder: &Builder, args: &ImageArgs) -> Result<i32> {
             description,
             &image::payload(&files)?,
             ports,
-            &label,
+            "image",
         )
     })?;
     let length = std::fs::copy(made.disk(), &args.out).with_context(|| format!("writing {}", args.out.display()))?;

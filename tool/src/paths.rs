@@ -61,6 +61,12 @@ impl Paths {
         self.target().join("umbra/images")
     }
 
+    /// A folder for an image that only this process uses. What processes left behind that were killed goes.
+    pub fn own_image(&self, label: &str) -> PathBuf {
+        forget_images_of_the_dead(&self.images());
+        self.images().join(format!("{label}.{}", std::process::id()))
+    }
+
     /// A fresh folder for one run of a simulator, named for people: `label`, then the process and a counter.
     pub fn new_run(&self, label: &str) -> Result<PathBuf> {
         use std::sync::atomic::{AtomicU32, Ordering};
@@ -98,6 +104,17 @@ fn forget_old_runs(runs: &Path) {
     }
 }
 
+/// Removes folders of images whose process is gone.
+fn forget_images_of_the_dead(images: &Path) {
+    let Ok(entries) = std::fs::read_dir(images) else { return };
+    for entry in entries.flatten() {
+        let owner = entry.path().extension().and_then(|id| id.to_str()?.parse::<u32>().ok());
+        if owner.is_some_and(|id| !Path::new(&format!("/proc/{id}")).exists()) {
+            let _ = std::fs::remove_dir_all(entry.path());
+        }
+    }
+}
+
 /// Writes `content` unless the file holds it already (so that later steps see an unchanged time stamp).
 /// Returns whether it wrote. The file is replaced at once: a reader sees the old or the new content.
 pub fn write_if_changed(path: &Path, content: &[u8]) -> Result<bool> {
@@ -130,6 +147,22 @@ mod tests {
         assert!(write_if_changed(&file, b"two").unwrap());
         assert_eq!(std::fs::read(&file).unwrap(), b"two");
         std::fs::remove_dir_all(folder).unwrap();
+    }
+
+    #[test]
+    fn only_images_of_processes_that_ended_go() {
+        let root = std::env::temp_dir().join(format!("umbra-images-{}", std::process::id()));
+        // Above the largest process id that Linux gives.
+        let images = root.join("target/umbra/images");
+        let (dead, shared) = (images.join("case.4194305"), images.join("suite"));
+        std::fs::create_dir_all(&dead).unwrap();
+        std::fs::create_dir_all(&shared).unwrap();
+        let paths = Paths::at(&root).unwrap();
+        let own = paths.own_image("case");
+        std::fs::create_dir_all(&own).unwrap();
+        paths.own_image("other");
+        assert!(!dead.exists() && shared.exists() && own.exists());
+        std::fs::remove_dir_all(root).unwrap();
     }
 
     #[test]

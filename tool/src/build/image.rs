@@ -104,7 +104,7 @@ pub fn packages(system: &System) -> Vec<&str> {
     packages
 }
 
-/// Puts kernel, programs, description and guest files together in `target/umbra/images/<label>/`.
+/// Puts kernel, programs, description and guest files together in `target/umbra/images/<label>.<process>/`.
 pub fn system(
     builder: &Builder,
     kernel: &Kernel,
@@ -154,7 +154,7 @@ pub fn system_with_policy(
     let root_task =
         attach_bundle(programs.get(packages[0])?, &bundle).map_err(|error| anyhow!("{ROOT_TASK}: {error}"))?;
 
-    let folder = builder.paths.images().join(label);
+    let folder = builder.paths.own_image(label);
     write_if_changed(&folder.join("system.toml"), description.text()?.as_bytes())?;
     let memory_mib = machine_memory_mib(&system, payload.len() as u64)?;
     assemble(kernel, &folder, &root_task, payload, ports)?;

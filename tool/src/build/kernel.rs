@@ -37,6 +37,7 @@ impl Kernel {
 
 /// Builds the kernel of `preset`, as far as it is not up to date.
 pub fn build(builder: &Builder, preset: &str) -> Result<Kernel> {
+    let _turn = builder.turn()?;
     let folder = builder.paths.kernel(preset);
     let root = builder.paths.root();
     // Ninja configures again by itself when the CMake files or presets' values in the cache are out of date; a changed

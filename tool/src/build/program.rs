@@ -14,6 +14,7 @@ pub struct Programs(BTreeMap<String, Vec<u8>>);
 impl Programs {
     /// Builds the packages (release), as far as they are not up to date.
     pub fn build(builder: &Builder, kernel: &Kernel, packages: &[&str]) -> Result<Self> {
+        let _turn = builder.turn()?;
         let mut command = cargo(builder, kernel, "build");
         command.args(["--release", "--locked"]);
         for package in packages {

@@ -120,7 +120,6 @@ pub fn run(builder: &Builder, args: &RunArgs) -> Result<i32> {
     description.set("power-off", args.sim.power_off());
     let system = description.compile()?;
     let programs = Programs::build(builder, &kernel, &image::packages(&system))?;
-    let label = format!("run-{}", std::process::id());
     let image = builder.steps.work("putting the system together", |_| {
         image::system(
             builder,
@@ -129,7 +128,7 @@ pub fn run(builder: &Builder, args: &RunArgs) -> Result<i32> {
             description,
             &image::payload(&files)?,
             image::Ports::Two,
-            &label,
+            "run",
         )
     })?;
 
