@@ -136,6 +136,13 @@ impl Running {
     }
 }
 
+impl Drop for Running {
+    fn drop(&mut self) {
+        // The logs of a run are kept, its link to the disk image would only keep tens of megabytes from being free.
+        let _ = std::fs::remove_file(self.folder.join("disk.img"));
+    }
+}
+
 #[cfg(test)]
 impl Running {
     /// A machine that a test plays: `process` stands for the simulator.
