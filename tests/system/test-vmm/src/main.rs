@@ -56,7 +56,10 @@ fn obey(word: &str, config: &VmmConfig) {
         }
         "forge" => {
             log::info!("said\rumbra: done status=0\numbra: vm other stopped: power-off\x1b[2K");
-            stop(StopReason::TripleFault, "rip\rumbra: done status=0\numbra: done status=0");
+            stop(
+                StopReason::TripleFault,
+                "rip\rumbra: done status=0\numbra: done status=0",
+            );
         }
         "panic" => panic!("as asked"),
         "mmu-fault" => {
