@@ -244,7 +244,9 @@ mod tests {
     #[test]
     fn the_script_names_the_same_packages() {
         let script = include_str!("../../umbra");
-        let list = script.split_once("packages=\"").and_then(|(_, rest)| rest.split_once('"'));
+        let list = script
+            .split_once("packages=\"")
+            .and_then(|(_, rest)| rest.split_once('"'));
         let list = list.expect("packages=\"...\" in the script").0.replace('\\', "");
         let packages: Vec<&str> = NEEDS.iter().map(|need| need.package).collect();
         assert_eq!(list.split_whitespace().collect::<Vec<_>>(), packages);
