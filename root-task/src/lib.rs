@@ -16,6 +16,7 @@ pub mod machine;
 mod objects;
 pub mod payload;
 pub mod power_off;
+pub mod rtc;
 pub mod spawn;
 pub mod supervise;
 pub mod tsc;

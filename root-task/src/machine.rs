@@ -138,6 +138,8 @@ pub struct Factory<'a> {
     pub supervisor: cap::Endpoint,
     /// Ticks of the time stamp counter per second.
     pub tsc_hz: u64,
+    /// What guests' clocks show at power-on, in seconds since 1970.
+    pub epoch: u64,
 }
 
 impl Factory<'_> {
@@ -296,6 +298,7 @@ impl Factory<'_> {
             console_port: vm.console.map(|port| uart_ports(port).0),
             test_exit: vm.test_exit,
             tsc_hz: self.tsc_hz,
+            epoch: self.epoch,
         }
     }
 }

@@ -19,7 +19,7 @@ use umbra_root_task::{
     log,
     machine::{Factory, Machine, Problem},
     payload::Window,
-    power_off, say, supervise, tsc,
+    power_off, rtc, say, supervise, tsc,
 };
 
 #[root_task(stack_size = 0x10000, heap_size = 0x60000)]
@@ -94,9 +94,17 @@ impl From<Failure> for Stop<'_> {
     }
 }
 
+/// What guests' clocks show where the machine has none: 2026-01-01, in seconds since 1970.
+const NO_CLOCK: u64 = 1_767_225_600;
+
 /// Builds, audits, starts and supervises all VMs. True: all of them ended as their guests wanted.
 fn run<'a>(kernel: &mut Kernel, system: &'a System, bundle: Bundle) -> Result<bool, Stop<'a>> {
     let tsc_hz = tsc::frequency(init_thread::slot::IO_PORT).map_err(Failure::kernel("read the PIT"))?;
+    let clock = rtc::unix_time(init_thread::slot::IO_PORT).map_err(Failure::kernel("read the clock"))?;
+    let epoch = clock.unwrap_or_else(|| {
+        say!("the clock of this machine shows no date: guests start at 2026-01-01");
+        NO_CLOCK
+    });
     let supervisor = kernel.alloc_endpoint(Port::Supervisor)?;
     let payload = Window::new(kernel, system.payload).map_err(Problem::Payload)?;
     let mut factory = Factory {
@@ -106,6 +114,7 @@ fn run<'a>(kernel: &mut Kernel, system: &'a System, bundle: Bundle) -> Result<bo
         payload,
         supervisor,
         tsc_hz,
+        epoch,
     };
     let mut machines: Vec<Machine> = Vec::new();
     for (number, vm) in system.vms.iter().enumerate() {

@@ -9,6 +9,7 @@ extern crate std;
 
 pub mod audit;
 pub mod badge;
+pub mod calendar;
 pub mod elf;
 pub mod frames;
 pub mod ledger;

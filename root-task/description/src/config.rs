@@ -60,6 +60,8 @@ pub struct VmmConfig {
     pub test_exit: bool,
     /// Ticks of the time stamp counter per second.
     pub tsc_hz: u64,
+    /// What the guest's clock shows at power-on, in seconds since 1970.
+    pub epoch: u64,
 }
 
 /// A slot of guest RAM, mapped at `layout::RAM_WINDOW + gpa` in the vmm.

@@ -41,9 +41,6 @@ declare_component! { main = main }
 
 type GuestVm = Vm<KernelVcpu, RamWindow, MmuEndpoint, Machine>;
 
-/// What the guest's clock shows at power-on, in seconds since 1970: 2026-01-01. The vmm has no clock of its own.
-const EPOCH: u64 = 1_767_225_600;
-
 fn main(config: &'static [u8]) -> ! {
     logger::init(supervisor::log, log::LevelFilter::Info);
     let config: VmmConfig = match postcard::from_bytes(config) {
@@ -129,7 +126,7 @@ fn assemble(config: &VmmConfig, ram: RamWindow, mmu: Mmu<MmuEndpoint>, start: &E
         .unwrap_or(0);
     let platform = PlatformConfig {
         tsc_hz: config.tsc_hz,
-        epoch: EPOCH,
+        epoch: config.epoch,
         ram_bytes,
         test_exit: config.test_exit,
     };
