@@ -4,7 +4,7 @@
 use crate::build::program::Programs;
 use crate::build::{Builder, kernel};
 use crate::sim::Sim;
-use crate::test::booted::{Bench, Ended};
+use crate::test::booted::{Ended, Rig};
 use crate::test::case::Case;
 use crate::test::suite::{Silent, Suite};
 use crate::test::{system_programs, verdict::Verdict};
@@ -48,7 +48,7 @@ pub fn bench(builder: &Builder, args: &BenchArgs) -> Result<i32> {
     for suite in &suites {
         programs.join(Programs::build(builder, &vtx, &[&suite.package])?);
     }
-    let bench = Bench {
+    let rig = Rig {
         builder,
         kernel: &vtx,
         programs: &programs,
@@ -74,7 +74,7 @@ pub fn bench(builder: &Builder, args: &BenchArgs) -> Result<i32> {
     for case in &cases {
         let run = builder
             .steps
-            .work(&format!("running {}", case.name), |_| bench.run(case, Sim::Bochs));
+            .work(&format!("running {}", case.name), |_| rig.run(case, Sim::Bochs));
         let report = match run? {
             Ended::Ran(report) => report,
             Ended::Refused => continue,

@@ -32,6 +32,11 @@ impl Group {
         Ok(Self { child, status: None })
     }
 
+    /// The process id, which is also the group's.
+    pub fn id(&self) -> u32 {
+        self.child.id()
+    }
+
     /// How it ended, if it has.
     pub fn poll(&mut self) -> Result<Option<ExitStatus>> {
         if self.status.is_none() {

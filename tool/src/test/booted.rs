@@ -17,7 +17,7 @@ use std::time::Duration;
 
 /// What a case needs that others share.
 #[derive(Clone, Copy, Debug)]
-pub struct Bench<'a> {
+pub struct Rig<'a> {
     /// The tool's steps and paths.
     pub builder: &'a Builder,
     /// The kernel.
@@ -26,7 +26,7 @@ pub struct Bench<'a> {
     pub programs: &'a Programs,
 }
 
-impl Bench<'_> {
+impl Rig<'_> {
     /// Runs `case` and gives the verdict.
     pub fn judge(&self, case: &Case, sim: Sim) -> Verdict {
         if let Some(why) = sim.unusable() {

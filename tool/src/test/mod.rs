@@ -3,6 +3,7 @@
 
 pub mod booted;
 pub mod case;
+mod command;
 pub mod host;
 pub mod suite;
 pub mod verdict;
@@ -12,8 +13,9 @@ use crate::build::program::Programs;
 use crate::build::{Builder, Kernel, image, kernel};
 use crate::sim::Sim;
 use anyhow::{Context, Result};
-use booted::Bench;
+use booted::Rig;
 use case::Case;
+use command::End;
 use regex::Regex;
 use std::collections::{BTreeSet, VecDeque};
 use std::sync::{Mutex, PoisonError};
@@ -42,6 +44,7 @@ pub struct TestArgs {
 enum Job<'a> {
     Suite(&'a Suite, Sim),
     Case(&'a Case, Sim),
+    Command(End),
 }
 
 impl Job<'_> {
@@ -49,19 +52,20 @@ impl Job<'_> {
         match self {
             Job::Suite(suite, sim) => format!("{}/{}", suite.name, sim.name()),
             Job::Case(case, sim) => format!("{}/{}", case.name, sim.name()),
+            Job::Command(end) => format!("{}/{}", end.name(), Sim::Bochs.name()),
         }
     }
 
     fn suite_package(&self) -> Option<&str> {
         match self {
             Job::Suite(suite, _) => Some(&suite.package),
-            Job::Case(..) => None,
+            Job::Case(..) | Job::Command(_) => None,
         }
     }
 
     fn case(&self) -> Option<&Case> {
         match self {
-            Job::Suite(..) => None,
+            Job::Suite(..) | Job::Command(_) => None,
             Job::Case(case, _) => Some(case),
         }
     }
@@ -70,6 +74,7 @@ impl Job<'_> {
         match self {
             Job::Suite(suite, _) => suite.timeout,
             Job::Case(case, _) => case.timeout,
+            Job::Command(_) => command::LIMIT.as_secs(),
         }
     }
 }
@@ -88,6 +93,13 @@ pub fn test(builder: &Builder, args: &TestArgs) -> Result<i32> {
         for case in &cases {
             let sims: Vec<&str> = case.sims.iter().map(|sim| sim.name()).collect();
             println!("{:28} {:14} {}", case.name, sims.join(","), case.about);
+        }
+        for end in End::ALL {
+            println!(
+                "{:28} {:14} the run command as a command",
+                end.name(),
+                Sim::Bochs.name()
+            );
         }
         return Ok(0);
     }
@@ -126,7 +138,8 @@ fn jobs<'a>(suites: &'a [Suite], cases: &'a [Case], filter: Option<&Regex>) -> V
         .flat_map(|suite| suite.sims.iter().map(move |sim| Job::Suite(suite, *sim)));
     let cases = cases.iter().filter(|case| !case.only_bench);
     let cases = cases.flat_map(|case| case.sims.iter().map(move |sim| Job::Case(case, *sim)));
-    let mut jobs: Vec<Job> = suites.chain(cases).collect();
+    let commands = End::ALL.into_iter().map(Job::Command);
+    let mut jobs: Vec<Job> = suites.chain(cases).chain(commands).collect();
     jobs.retain(|job| filter.is_none_or(|filter| filter.is_match(&job.name())));
     jobs.sort_by_key(|job| std::cmp::Reverse(job.timeout()));
     jobs.into()
@@ -149,7 +162,7 @@ fn kernel_check(builder: &Builder, preset: &str, board: &Board) -> Option<Kernel
 /// What the jobs boot, built once: root task and components, and suites. What cannot be built is left out.
 fn programs_check(builder: &Builder, kernel: &Kernel, jobs: &VecDeque<Job>, board: &Board) -> Programs {
     let mut programs = Programs::default();
-    if jobs.iter().any(|job| matches!(job, Job::Case(..))) {
+    if jobs.iter().any(|job| matches!(job, Job::Case(..) | Job::Command(_))) {
         board.check("build of root task and components", || {
             Verdict::from_result(system_programs(builder, kernel).map(|built| programs.join(built)))
         });
@@ -183,16 +196,14 @@ fn run_jobs(
     let work = || {
         while let Some(job) = next() {
             let (name, begun) = (job.name(), Instant::now());
-            let sim = match job {
-                Job::Suite(_, sim) | Job::Case(_, sim) => sim,
-            };
-            let kernel = match (&job, sim) {
-                (Job::Suite(..), Sim::Qemu) => tcg,
-                (Job::Suite(..) | Job::Case(..), Sim::Bochs | Sim::Qemu | Sim::QemuKvm) => vtx,
+            let kernel = match &job {
+                Job::Suite(_, Sim::Qemu) => tcg,
+                Job::Suite(_, Sim::Bochs | Sim::QemuKvm) | Job::Case(..) | Job::Command(_) => vtx,
             };
             let built = match &job {
                 Job::Suite(suite, _) => programs.has(&suite.package),
                 Job::Case(case, _) => case.refused.is_some() || programs.has(image::ROOT_TASK),
+                Job::Command(_) => programs.has(image::ROOT_TASK),
             };
             let Some(kernel) = kernel.filter(|_| built) else {
                 board.add(
@@ -206,13 +217,16 @@ fn run_jobs(
                 Job::Suite(suite, sim) => suite.judge(builder, kernel, programs, sim, board),
                 Job::Case(case, sim) => {
                     board.begin(&name);
-                    let verdict = Bench {
+                    let rig = Rig {
                         builder,
                         kernel,
                         programs,
-                    }
-                    .judge(case, sim);
-                    board.add(&name, verdict, begun.elapsed());
+                    };
+                    board.add(&name, rig.judge(case, sim), begun.elapsed());
+                }
+                Job::Command(end) => {
+                    board.begin(&name);
+                    board.add(&name, command::judge(builder, end), begun.elapsed());
                 }
             }
         }
