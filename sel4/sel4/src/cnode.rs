@@ -39,7 +39,7 @@ pub struct AbsoluteCPtr {
 }
 
 impl AbsoluteCPtr {
-    /// Copies `source` into this slot, with at most `rights`. 870 ticks.
+    /// Copies `source` into this slot, with at most `rights`. 770 ticks.
     ///
     /// # Errors
     /// `DeleteFirst` if the slot is occupied, `FailedLookup`, `RevokeFirst` for an untyped object that has children.
@@ -102,7 +102,7 @@ impl AbsoluteCPtr {
         )?)
     }
 
-    /// Deletes the capability; the last one takes its object with it. No error if the slot is empty. 770 ticks for a
+    /// Deletes the capability; the last one takes its object with it. No error if the slot is empty. 720 ticks for a
     /// copy.
     ///
     /// # Errors

@@ -7,7 +7,7 @@ use sel4_sys as sys;
 
 macro_rules! ports {
     ($($size:literal: $kind:ident, $input:ident = $sys_in:ident, $output:ident = $sys_out:ident;)*) => {
-        /// Each call takes about 500 ticks. Errors: `IllegalOperation` for a port that the capability does not cover.
+        /// Each call takes about 480 ticks. Errors: `IllegalOperation` for a port that the capability does not cover.
         #[expect(clippy::missing_errors_doc, reason = "said above, for all")]
         impl IOPort { $(
             #[doc = concat!("Reads ", $size, " bits.")]

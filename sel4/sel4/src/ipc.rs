@@ -2,7 +2,7 @@
 //! How do threads pass messages?
 //!
 //! Up to four words travel in CPU registers: the calls `*_with_mrs` never touch the IPC buffer, and the kernel has a fast
-//! path for them (about 430 ticks for call and reply, 1060 beyond four words).
+//! path for them (about 420 ticks for call and reply, 1060 beyond four words).
 
 use crate::cap::{Cap, Endpoint, Notification, cap_type};
 use crate::{AbsoluteCPtr, Word};
@@ -113,7 +113,7 @@ fn registers<const N: usize>(words: [Word; N]) -> [Word; 4] {
 
 /// A capability through which messages can be sent: an endpoint, or a saved reply in a slot of unknown kind.
 impl Endpoint {
-    /// Sends `words` and waits for the answer. 430 ticks with the answer where receiver and priorities allow the fast path.
+    /// Sends `words` and waits for the answer. 420 ticks with the answer where receiver and priorities allow the fast path.
     #[inline(always)]
     pub fn call_with_mrs<const N: usize>(self, label: Word, words: [Word; N]) -> Call {
         let message = sys::call(self.bits(), MessageInfo::new(label, N).into_inner(), registers(words));

@@ -83,7 +83,7 @@ impl<T: FrameType> Cap<T> {
     }
 
     /// Maps the frame at guest physical address `gpa`, readable and executable, and writable as far as `rights` and this
-    /// capability's rights go. 770 ticks.
+    /// capability's rights go. 700 ticks.
     ///
     /// # Errors
     /// As [`Self::frame_map`]; `InvalidCapability { cap: 0 }` also if this capability has no read right.
@@ -98,7 +98,7 @@ impl<T: FrameType> Cap<T> {
         )?)
     }
 
-    /// Ends this capability's mapping, in either kind of address space, and flushes it from the TLB. 670 ticks.
+    /// Ends this capability's mapping, in either kind of address space, and flushes it from the TLB. 630 ticks.
     ///
     /// # Errors
     /// None of a frame capability that exists.

@@ -56,7 +56,7 @@ impl VCpu {
         Ok(sys::seL4_X86_VCPU_SetTCB(self.bits(), tcb.bits())?)
     }
 
-    /// Reads a VMCS field by its encoding ([`crate::vmcs`]). 510 ticks.
+    /// Reads a VMCS field by its encoding ([`crate::vmcs`]). 490 ticks.
     ///
     /// # Errors
     /// `IllegalOperation` for a field that the kernel does not show.
@@ -64,7 +64,7 @@ impl VCpu {
         Ok(sys::seL4_X86_VCPU_ReadVMCS(self.bits(), field)?)
     }
 
-    /// Writes a VMCS field; returns the value that the kernel wrote, which may have other bits forced. 520 ticks.
+    /// Writes a VMCS field; returns the value that the kernel wrote, which may have other bits forced. 500 ticks.
     ///
     /// # Errors
     /// `IllegalOperation` for a field that the kernel does not let user programs write.
@@ -72,7 +72,7 @@ impl VCpu {
         Ok(sys::seL4_X86_VCPU_WriteVMCS(self.bits(), field, value)?)
     }
 
-    /// Writes the registers that are not in the VMCS. 580 ticks: [`crate::vm_enter_with_registers`] does it within
+    /// Writes the registers that are not in the VMCS. 480 ticks: [`crate::vm_enter_with_registers`] does it within
     /// the entry.
     ///
     /// # Errors

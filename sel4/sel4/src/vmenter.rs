@@ -29,7 +29,7 @@ pub enum VmExit {
     },
 }
 
-/// Runs the guest. An exit and the next entry take 690 ticks.
+/// Runs the guest. An exit and the next entry take 500 ticks.
 #[inline(always)]
 pub fn vm_enter(entry: VmEntry) -> VmExit {
     vm_enter_with(entry, [])
@@ -41,7 +41,7 @@ pub fn vm_enter_with_rax(entry: VmEntry, rax: Word) -> VmExit {
     vm_enter_with(entry, [rax])
 }
 
-/// Runs the guest with all registers of [`GuestRegisters`] new: 210 ticks more.
+/// Runs the guest with all registers of [`GuestRegisters`] new: 150 ticks more.
 #[inline(always)]
 pub fn vm_enter_with_registers(entry: VmEntry, registers: &GuestRegisters) -> VmExit {
     vm_enter_with(entry, *registers.as_words())
