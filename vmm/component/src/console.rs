@@ -35,6 +35,11 @@ const ROUNDS: usize = 64;
 /// as in any receiver that nobody reads.
 const WAITING: usize = 16 * 1024;
 
+fn now() -> u64 {
+    // SAFETY: RDTSC reads a counter; the kernel lets user programs do so.
+    unsafe { core::arch::x86_64::_rdtsc() }
+}
+
 /// The line, and what waits on either side of it.
 pub struct Uart {
     port: cap::IOPort,
@@ -45,6 +50,10 @@ pub struct Uart {
     /// Bytes that the transmitter takes without being asked.
     room: usize,
     interrupts: u8,
+    /// Ticks in which a working line takes something: one second.
+    patience: u64,
+    /// Bytes that a dead line did not take.
+    lost: u64,
 }
 
 impl Uart {
@@ -52,7 +61,7 @@ impl Uart {
     ///
     /// # Errors
     /// The capability does not cover the ports.
-    pub fn new(port: cap::IOPort, irq: cap::IrqHandler, base: u16) -> sel4::Result<Self> {
+    pub fn new(port: cap::IOPort, irq: cap::IrqHandler, base: u16, tsc_hz: u64) -> sel4::Result<Self> {
         let uart = Self {
             port,
             irq,
@@ -61,6 +70,8 @@ impl Uart {
             input: VecDeque::with_capacity(256),
             room: 0,
             interrupts: reg::IER_RECEIVED,
+            patience: tsc_hz,
+            lost: 0,
         };
         for (register, value) in [
             (reg::IER, 0),
@@ -148,11 +159,27 @@ impl Uart {
         let _ = self.irq.irq_handler_ack();
     }
 
+    /// Waits until fewer than `limit` bytes wait. What a line does not take for a second is lost: the guest goes on.
+    fn wait_for_room(&mut self, limit: usize) {
+        let mut since = now();
+        while self.output.len() >= limit {
+            let before = self.output.len();
+            self.push();
+            if self.output.len() < before {
+                since = now();
+            } else if now().wrapping_sub(since) > self.patience {
+                if self.lost == 0 {
+                    log::warn!("the serial line takes nothing: output of the guest is lost");
+                }
+                self.lost += before as u64;
+                self.output.clear();
+            }
+        }
+    }
+
     /// Waits until everything is on the line.
     pub fn drain(&mut self) {
-        while !self.output.is_empty() {
-            self.push();
-        }
+        self.wait_for_room(1);
     }
 }
 
@@ -186,9 +213,7 @@ impl Console for GuestConsole {
     fn put(&mut self, byte: u8) {
         match self {
             Self::Line(uart) => {
-                while uart.output.len() >= WAITING {
-                    uart.push();
-                }
+                uart.wait_for_room(WAITING);
                 uart.output.push_back(byte);
                 // While an interrupt is to come, it carries on.
                 if uart.room > 0 || uart.interrupts & reg::IER_TRANSMITTER_EMPTY == 0 {

@@ -143,7 +143,7 @@ fn console(config: &VmmConfig) -> GuestConsole {
     };
     let port = cap::IOPort::from_bits(layout::vmm::CONSOLE_PORT);
     let irq = cap::IrqHandler::from_bits(layout::vmm::CONSOLE_IRQ);
-    match Uart::new(port, irq, base) {
+    match Uart::new(port, irq, base, config.tsc_hz) {
         Ok(uart) => GuestConsole::Line(uart),
         Err(error) => panic!("the console at port {base:#x} cannot be used: {error}"),
     }

@@ -88,6 +88,8 @@ impl Clock {
 #[derive(Clone, Copy, Debug)]
 pub struct PreemptionTimer {
     shift: u32,
+    /// In ticks.
+    longest_stay: u64,
     /// Guest time for which it is set; `None`: never set, or expired.
     target: Option<Ticks>,
     /// Value written.
@@ -102,23 +104,23 @@ pub struct PreemptionTimer {
 const MAX_SHIFT: u32 = 5;
 /// The timer is set again when it has become late by this many ticks.
 const TOLERANCE: u64 = 20_000;
-/// No stay is longer, in ticks: a guest that never exits does not keep the processor even where the host's own interrupts
-/// do not end its stay (Bochs holds them back while the guest has interrupts off).
-const LONGEST_STAY: u64 = 1 << 20;
+/// No stay is longer than this part of a second: a guest that never exits does not keep the processor even where the host's
+/// own interrupts do not end its stay (Bochs holds them back while the guest has interrupts off).
+const STAYS_PER_SECOND: u64 = 50;
 
-impl Default for PreemptionTimer {
-    fn default() -> Self {
+impl PreemptionTimer {
+    /// A timer that was never set.
+    pub fn new(tsc_hz: u64) -> Self {
         Self {
             shift: MAX_SHIFT,
+            longest_stay: tsc_hz / STAYS_PER_SECOND,
             target: None,
             value: 0,
             outside: 0,
             inside: 0,
         }
     }
-}
 
-impl PreemptionTimer {
     /// Before an entry: the value to write, if the timer has to be set. `away`: ticks spent outside the guest just now.
     #[inline]
     pub fn prepare(&mut self, now: Ticks, deadline: Option<Ticks>, away: u64) -> Option<u32> {
@@ -131,7 +133,7 @@ impl PreemptionTimer {
             // Nothing to wait for: whatever was set may run out.
             (Some(_), None) => None,
             _ => {
-                let longest = now + Ticks::new(LONGEST_STAY);
+                let longest = now + Ticks::new(self.longest_stay);
                 Some(self.set(now, deadline.map_or(longest, |d| d.min(longest))))
             }
         }
@@ -202,7 +204,7 @@ mod tests {
 
     /// Simulates a guest that only computes, on a processor with this rate; returns when the deadline was noticed.
     fn noticed(rate_shift: u32, deadline: u64) -> u64 {
-        let mut t = PreemptionTimer::default();
+        let mut t = PreemptionTimer::new(50_000_000);
         let (mut now, mut count, mut stays) = (0u64, 0u64, 0);
         while now < deadline {
             stays += 1;
@@ -229,13 +231,13 @@ mod tests {
     #[test]
     fn no_stay_is_endless() {
         for deadline in [None, Some(Ticks::new(u64::MAX / 2))] {
-            let mut t = PreemptionTimer::default();
+            let mut t = PreemptionTimer::new(50_000_000);
             let mut now = 0;
             for _ in 0..10 {
                 let value = t
                     .prepare(Ticks::new(now), deadline, 500)
                     .expect("set after each expiry");
-                assert!(u64::from(value) << t.shift <= LONGEST_STAY);
+                assert!(u64::from(value) << t.shift <= t.longest_stay);
                 now += u64::from(value) + 500;
                 t.ran(value.into());
                 t.expired();
@@ -245,8 +247,8 @@ mod tests {
 
     #[test]
     fn a_timer_set_for_a_stay_does_not_miss_the_deadline_behind_it() {
-        let mut t = PreemptionTimer::default();
-        let d = Ticks::new(LONGEST_STAY + 5000);
+        let mut t = PreemptionTimer::new(50_000_000);
+        let d = Ticks::new(t.longest_stay + 5000);
         t.prepare(Ticks::new(0), Some(d), 0).expect("set for the longest stay");
         assert_eq!(t.prepare(Ticks::new(10), Some(d), 10), None);
         let late = TOLERANCE + 6000;
@@ -259,7 +261,7 @@ mod tests {
     #[test]
     fn a_measurement_while_others_had_the_processor_does_not_stay() {
         // The timer counts in the guest only; what looks like a long stay was mostly somebody else's.
-        let mut t = PreemptionTimer::default();
+        let mut t = PreemptionTimer::new(50_000_000);
         let mut now = 0;
         let value = t.prepare(Ticks::new(now), Some(Ticks::new(100_000)), 0).expect("set");
         now += 40 * u64::from(value);
@@ -283,7 +285,7 @@ mod tests {
 
     #[test]
     fn an_unchanged_deadline_costs_no_write_until_the_timer_is_late() {
-        let mut t = PreemptionTimer::default();
+        let mut t = PreemptionTimer::new(50_000_000);
         let d = Some(Ticks::new(1_000_000));
         assert!(t.prepare(Ticks::new(0), d, 0).is_some());
         let mut writes = 0;

@@ -213,7 +213,7 @@ impl<V: Vcpu, M: GuestMemory, T: MmuTransport, D: Devices> Vm<V, M, T, D> {
             debug: [0, 0, 0, 0, 0, 0, 0xffff_0ff0, 0x400],
             cr8: 0,
             event: None,
-            timer: PreemptionTimer::default(),
+            timer: PreemptionTimer::new(tsc_hz),
             livelock: Livelock::default(),
             interruptible: false,
             exit: RawExit::NONE,
