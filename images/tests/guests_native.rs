@@ -38,7 +38,6 @@ fn bochs(name: &str, cmdline: &str) -> String {
 }
 
 #[test]
-#[ignore = "boots a simulator"]
 fn pass_in_qemu() {
     for name in [
         "hello",
@@ -63,7 +62,6 @@ fn pass_in_qemu() {
 }
 
 #[test]
-#[ignore = "boots a simulator"]
 fn pass_in_bochs() {
     for name in [
         "hello",
@@ -88,7 +86,6 @@ fn pass_in_bochs() {
 }
 
 #[test]
-#[ignore = "boots a simulator"]
 fn end_as_they_say() {
     assert_eq!(qemu("test-exit", "value=15").1, Some(2 * 0x15 + 1));
     for name in ["reset-i8042", "reset-cf9", "triple-fault", "hostile-triple"] {
@@ -102,7 +99,6 @@ fn end_as_they_say() {
 }
 
 #[test]
-#[ignore = "boots a simulator"]
 fn a_failed_check_is_seen() {
     // QEMU reads zeroes where nothing is.
     let (text, _) = qemu("mmio-absent", "mmio=d0000000");

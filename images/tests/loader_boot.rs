@@ -144,14 +144,12 @@ fn check(case: &Case, text: &str) {
 }
 
 #[test]
-#[ignore = "boots a simulator"]
 fn qemu_boots_the_image_without_payload() {
     let case = case("qemu-plain", 0);
     check(&case, &qemu(&case, 128));
 }
 
 #[test]
-#[ignore = "boots a simulator"]
 fn qemu_boots_the_image_with_payload() {
     let case = case("qemu-payload", 20_000_123);
     check(&case, &qemu(&case, 128));
@@ -159,7 +157,6 @@ fn qemu_boots_the_image_with_payload() {
 }
 
 #[test]
-#[ignore = "boots a simulator"]
 fn qemu_boots_the_image_from_a_usb_stick() {
     let case = case("qemu-usb", 10_000_000);
     let drive = format!(
@@ -193,7 +190,6 @@ fn failing_drive(case: &Case, rules: &str) -> String {
 }
 
 #[test]
-#[ignore = "boots a simulator"]
 fn a_drive_that_fails_at_first_is_asked_again() {
     let case = case("flaky", 3_000_000);
     let sector = 3000;
@@ -202,7 +198,6 @@ fn a_drive_that_fails_at_first_is_asked_again() {
 }
 
 #[test]
-#[ignore = "boots a simulator"]
 fn a_bad_sector_is_named() {
     let case = case("bad-sector", 3_000_000);
     let rules = "[inject-error]\nevent = \"read_aio\"\nerrno = \"5\"\nsector = \"3001\"\n";
@@ -214,7 +209,6 @@ fn a_bad_sector_is_named() {
 }
 
 #[test]
-#[ignore = "boots a simulator"]
 fn bochs_boots_the_image_from_disk() {
     let case = case("bochs-disk", 5_000_123);
     let text = bochs(&case, 128, true);
@@ -227,7 +221,6 @@ fn bochs_boots_the_image_from_disk() {
 }
 
 #[test]
-#[ignore = "boots a simulator"]
 fn bochs_start_is_fast() {
     let case = case("bochs-fast", 30_000_000);
     let text = bochs(&case, 128, true);
@@ -238,7 +231,6 @@ fn bochs_start_is_fast() {
 }
 
 #[test]
-#[ignore = "boots a simulator"]
 fn too_little_ram_is_said() {
     let case = case("small-ram", 5_000_000);
     let text = bochs(&case, 32, true);
@@ -249,7 +241,6 @@ fn too_little_ram_is_said() {
 }
 
 #[test]
-#[ignore = "boots a simulator"]
 fn a_truncated_image_is_said() {
     let mut case = case("truncated", 5_000_000);
     let cylinder = 16 * 63 * 512;

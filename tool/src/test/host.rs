@@ -17,7 +17,10 @@ pub fn checks(builder: &Builder, kernel: Option<&Kernel>, board: &Board) {
     run("format", host_cargo(root).args(["fmt", "--all", "--check"]));
     run(
         "lints",
-        host_cargo(root).args(["clippy", "--locked", "--quiet", "--all-targets", "--", "-D", "warnings"]),
+        host_cargo(root)
+            .args(["clippy", "--locked", "--quiet", "--all-targets"])
+            .args(["--features", "umbra-images/simulators,sel4-bindgen/built-tree"])
+            .args(["--", "-D", "warnings"]),
     );
     board.check("lints of seL4 programs", || match (kernel, sel4_packages(builder)) {
         (None, _) => Verdict::NotRun("there is no kernel build to take the bindings from".to_owned()),
@@ -57,6 +60,23 @@ pub fn checks(builder: &Builder, kernel: Option<&Kernel>, board: &Board) {
         Verdict::from_result(crate::requirements::check(&builder.paths))
     });
     host_tests(builder, board);
+}
+
+/// The boot loader and the small guests on simulated PCs, without Umbra.
+pub fn without_umbra(builder: &Builder, board: &Board) {
+    let mut command = host_cargo(builder.paths.root());
+    command.args([
+        "test",
+        "--locked",
+        "--package",
+        "umbra-images",
+        "--features",
+        "simulators",
+    ]);
+    command.args(["--test", "guests_native", "--test", "loader_boot"]);
+    board.check("loader and small guests without Umbra", || {
+        verdict(builder, "loader and small guests", &mut command)
+    });
 }
 
 /// Packages of the workspace that run on seL4 only: members that are no default members.

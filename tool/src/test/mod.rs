@@ -109,6 +109,9 @@ pub fn test(builder: &Builder, args: &TestArgs) -> Result<i32> {
         host::checks(builder, vtx.as_ref(), &board);
     }
     if !args.fast {
+        if filter.is_none() {
+            host::without_umbra(builder, &board);
+        }
         let needs_tcg = jobs.iter().any(|job| matches!(job, Job::Suite(_, Sim::Qemu)));
         let tcg = if needs_tcg {
             kernel_check(builder, "tcg", &board)
