@@ -138,8 +138,7 @@ impl Running {
 
 impl Drop for Running {
     fn drop(&mut self) {
-        // The logs of a run are kept, its link to the disk image would only keep tens of megabytes from being free.
-        let _ = std::fs::remove_file(self.folder.join("disk.img"));
+        bochs::forget_links(&self.folder);
     }
 }
 
