@@ -6,8 +6,7 @@
 //! 64       table: one 72-byte entry per file: name (48 bytes, NUL-padded), offset, length, CRC-32C
 //! page n   contents, each page-aligned
 //! ```
-//! All numbers are little-endian. The CRC of the header covers the table, which covers the contents: two bundles
-//! with equal first pages have equal contents, so a boot loader can tell by the header whether RAM already holds one.
+//! All numbers are little-endian. The CRC of the header covers the table, which covers the contents.
 
 use core::fmt;
 

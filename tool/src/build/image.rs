@@ -62,12 +62,10 @@ impl SystemImage {
 
     /// What `sim` is to boot: a disk with shortcuts in Bochs, multiboot in QEMU where there is no payload.
     pub fn boot(&self, sim: Sim) -> Boot {
-        let payload = || (self.folder.join("payload"), layout::PAYLOAD_PADDR);
         match sim {
             Sim::Bochs => Boot::Disk(Disk {
                 image: self.disk(),
                 option_rom: Some(self.folder.join("option-rom")),
-                in_ram: self.has_payload.then(payload).into_iter().collect(),
             }),
             Sim::Qemu | Sim::QemuKvm if !self.has_payload => Boot::Multiboot {
                 kernel: self.kernel32.clone(),
@@ -88,7 +86,6 @@ impl SystemImage {
         Disk {
             image: self.disk(),
             option_rom: None,
-            in_ram: Vec::new(),
         }
     }
 }
@@ -203,7 +200,6 @@ fn assemble(kernel: &Kernel, folder: &Path, root_task: &[u8], payload: &[u8], po
     };
     let disk = image.build(&loader).context("laying out the disk image")?;
     write_if_changed(&folder.join("root-task"), root_task)?;
-    write_if_changed(&folder.join("payload"), payload)?;
     write_if_changed(&folder.join("option-rom"), &loader.option_rom)?;
     write_if_changed(&folder.join("disk.img"), &disk.bytes)?;
     Ok(())

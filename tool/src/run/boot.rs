@@ -55,7 +55,6 @@ pub fn boot(builder: &Builder, args: &BootArgs) -> Result<i32> {
         (_, Some(image)) => Boot::Disk(Disk {
             image: absolute(image)?,
             option_rom: args.option_rom.as_deref().map(absolute).transpose()?,
-            in_ram: Vec::new(),
         }),
         (Some(root_task), None) => {
             let preset = args.preset.as_deref().unwrap_or(args.sim.kernel_preset());

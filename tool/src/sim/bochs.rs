@@ -57,18 +57,10 @@ pub fn start(machine: &Machine, folder: &Path, console: u16, log: u16) -> Result
 /// Names in a run's folder of what Bochs reads.
 const DISK: &str = "disk.img";
 const OPTION_ROM: &str = "option-rom";
-const IN_RAM: [&str; 4] = ["in-ram-1", "in-ram-2", "in-ram-3", "in-ram-4"];
 
 /// Links what Bochs reads into its working folder, and names it from there: Bochs drops blanks from the paths in its
 /// configuration and splits them at commas. A link of its own also spares every run the lock that a killed one left.
 fn take_in(disk: &Disk, folder: &Path) -> Result<Disk> {
-    if disk.in_ram.len() > IN_RAM.len() {
-        bail!(
-            "Bochs places at most {} files in RAM, not {}",
-            IN_RAM.len(),
-            disk.in_ram.len()
-        );
-    }
     let link = |file: &Path, name: &str| {
         let own = folder.join(name);
         std::fs::hard_link(file, &own)
@@ -76,7 +68,6 @@ fn take_in(disk: &Disk, folder: &Path) -> Result<Disk> {
             .with_context(|| format!("linking {} to {}", file.display(), own.display()))
             .map(|()| PathBuf::from(name))
     };
-    let in_ram = disk.in_ram.iter().zip(IN_RAM);
     Ok(Disk {
         image: link(&disk.image, DISK)?,
         option_rom: disk
@@ -84,15 +75,12 @@ fn take_in(disk: &Disk, folder: &Path) -> Result<Disk> {
             .as_deref()
             .map(|rom| link(rom, OPTION_ROM))
             .transpose()?,
-        in_ram: in_ram
-            .map(|((file, address), name)| Ok((link(file, name)?, *address)))
-            .collect::<Result<_>>()?,
     })
 }
 
 /// Removes the links: a run's folder is kept for its logs, and they would keep tens of megabytes from being free.
 pub fn forget_links(folder: &Path) {
-    for name in [DISK, OPTION_ROM].into_iter().chain(IN_RAM) {
+    for name in [DISK, OPTION_ROM] {
         let _ = std::fs::remove_file(folder.join(name));
     }
 }
@@ -183,14 +171,6 @@ fn configuration(machine: &Machine, disk: &Disk, disk_length: u64, console: u16,
         // Writing to a String cannot fail.
         let _ = writeln!(rc, "optromimage1: file={}, address=0xd0000", rom.display());
     }
-    for (index, (file, address)) in disk.in_ram.iter().enumerate() {
-        let _ = writeln!(
-            rc,
-            "optramimage{}: file={}, address={address:#x}",
-            index + 1,
-            file.display()
-        );
-    }
     Ok(rc)
 }
 
@@ -221,7 +201,6 @@ mod tests {
         Disk {
             image: PathBuf::from("/x/disk.img"),
             option_rom: Some(PathBuf::from("/x/rom")),
-            in_ram: vec![(PathBuf::from("/x/payload"), 0x200_0000)],
         }
     }
 
@@ -235,7 +214,7 @@ mod tests {
     }
 
     #[test]
-    fn the_configuration_names_ports_memory_disk_and_preloaded_files() {
+    fn the_configuration_names_ports_memory_and_disk() {
         let rc = config(&disk(), Pace::Batch, CYLINDER * 3).unwrap();
         for line in [
             "megs: 512",
@@ -243,7 +222,6 @@ mod tests {
             "com2: enabled=1, mode=socket-client, dev=127.0.0.1:4002",
             "ata0-master: type=disk, path=/x/disk.img, mode=flat, cylinders=3, heads=16, spt=63",
             "optromimage1: file=/x/rom, address=0xd0000",
-            "optramimage1: file=/x/payload, address=0x2000000",
             "clock: sync=none, time0=1700000000, rtc_sync=0",
         ] {
             assert!(rc.lines().any(|have| have == line), "{line} is not in\n{rc}");
@@ -277,19 +255,15 @@ mod tests {
         let mut disk = Disk {
             image: file("image"),
             option_rom: Some(file("rom")),
-            in_ram: vec![(file("payload"), 0x200_0000)],
         };
         let own = take_in(&disk, &run).unwrap();
         let rc = config(&own, Pace::Batch, CYLINDER).unwrap();
         assert!(!rc.contains("umbra bochs"), "{rc}");
         assert_eq!(std::fs::read(run.join(&own.image)).unwrap(), b"image");
-        assert_eq!(std::fs::read(run.join(&own.in_ram[0].0)).unwrap(), b"payload");
         forget_links(&run);
         assert_eq!(std::fs::read_dir(&run).unwrap().count(), 0);
-        disk.in_ram = vec![(folder.join("missing"), 0)];
+        disk.option_rom = Some(folder.join("missing"));
         assert!(format!("{:#}", take_in(&disk, &run).unwrap_err()).contains("missing"));
-        disk.in_ram = vec![(folder.join("payload"), 0); 5];
-        assert!(take_in(&disk, &run).is_err());
         std::fs::remove_dir_all(folder).unwrap();
     }
 

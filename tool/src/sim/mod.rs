@@ -97,8 +97,6 @@ pub struct Disk {
     pub image: PathBuf,
     /// Bochs: an option ROM that starts the disk at once instead of after the BIOS's key wait.
     pub option_rom: Option<PathBuf>,
-    /// Bochs: files that are in RAM at power-on, with their physical address. The loader leaves out what it finds there.
-    pub in_ram: Vec<(PathBuf, u64)>,
 }
 
 /// A machine to start.

@@ -142,7 +142,6 @@ mod tests {
         let disk = Disk {
             image: PathBuf::from("/d"),
             option_rom: None,
-            in_ram: Vec::new(),
         };
         let args = arguments(Sim::QemuKvm, &machine(Boot::Disk(disk)), 1, 2)
             .unwrap()
