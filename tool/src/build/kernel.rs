@@ -40,6 +40,7 @@ pub fn build(builder: &Builder, preset: &str) -> Result<Kernel> {
     let _turn = builder.turn()?;
     let folder = builder.paths.kernel(preset);
     let root = builder.paths.root();
+    forget_if_moved(&folder)?;
     // Ninja configures again by itself when the CMake files or presets' values in the cache are out of date; a changed
     // preset is not noticed by it.
     let stamp = folder.join(".umbra-presets");
@@ -63,4 +64,42 @@ pub fn build(builder: &Builder, preset: &str) -> Result<Kernel> {
         ensure!(file.is_file(), "the kernel's build did not make {}", file.display());
     }
     Ok(kernel)
+}
+
+/// Removes a build folder that came here with a copied or renamed project folder: its files name the old place, and
+/// CMake would refuse it or build over there.
+fn forget_if_moved(folder: &Path) -> Result<()> {
+    let Ok(cache) = std::fs::read_to_string(folder.join("CMakeCache.txt")) else {
+        return Ok(());
+    };
+    let made_for = cache
+        .lines()
+        .find_map(|line| line.strip_prefix("CMAKE_CACHEFILE_DIR:INTERNAL="));
+    let real = |place: &Path| place.canonicalize().ok();
+    if made_for.and_then(|place| real(Path::new(place))) != real(folder) {
+        std::fs::remove_dir_all(folder).with_context(|| format!("removing {}", folder.display()))?;
+    }
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn only_a_build_folder_from_another_place_goes() {
+        let folder = std::env::temp_dir().join(format!("umbra-kernel-{}", std::process::id()));
+        std::fs::create_dir_all(&folder).unwrap();
+        let cache = |place: &Path| {
+            let text = format!("# CMake\nCMAKE_CACHEFILE_DIR:INTERNAL={}\n", place.display());
+            std::fs::write(folder.join("CMakeCache.txt"), text).unwrap();
+        };
+        forget_if_moved(&folder).unwrap();
+        cache(&folder);
+        forget_if_moved(&folder).unwrap();
+        assert!(folder.exists(), "it belongs here");
+        cache(Path::new("/old/umbra/target/kernel/vtx"));
+        forget_if_moved(&folder).unwrap();
+        assert!(!folder.exists());
+    }
 }
