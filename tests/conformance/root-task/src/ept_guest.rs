@@ -5,7 +5,6 @@
 //! its physical ones.
 
 use crate::memory::Memory;
-use crate::report::Report;
 use crate::thread_guest::mapping_cap;
 use core::cell::UnsafeCell;
 use sel4::cap::{EptPd, EptPdpt, EptPml4, EptPt, SmallPage, VCpu};
@@ -20,6 +19,7 @@ use umbra_mmu_abi::{Access, Backing, FaultOutcome, Gfn, Gpa, SlotFlags, SlotId};
 use umbra_mmu_component::ept::Ept;
 use umbra_mmu_component::stage2::CapStage2;
 use umbra_mmu_core::Mmu;
+use umbra_test_report::{Report, timestamp};
 
 /// Guest-physical address of the hidden pages: page map, two directory-pointer tables, code.
 const HIDDEN: u64 = 1 << 39;
@@ -235,11 +235,6 @@ fn registers(vcpu: VCpu) -> sel4::Result<()> {
         vcpu.vcpu_write_vmcs(field, value)?;
     }
     Ok(())
-}
-
-fn timestamp() -> u64 {
-    // SAFETY: reads a counter, which user programs may.
-    unsafe { core::arch::x86_64::_rdtsc() }
 }
 
 impl Machine for EptGuest {

@@ -10,17 +10,16 @@ extern crate alloc;
 
 mod ept_guest;
 mod memory;
-mod report;
 mod server;
 mod thread_guest;
 
 use ept_guest::EptGuest;
 use memory::Memory;
-use report::Report;
 use sel4::BootInfoPtr;
 use sel4_root_task::root_task;
 use thread_guest::ThreadGuest;
 use umbra_conformance::{Machine, cases, run};
+use umbra_test_report::Report;
 
 #[root_task(stack_size = 0x20000, heap_size = 0x200000)]
 fn main(bootinfo: &BootInfoPtr) -> ! {
@@ -41,6 +40,6 @@ fn main(bootinfo: &BootInfoPtr) -> ! {
 
 fn all<M: Machine>(report: &mut Report, sink: &str, machine: &mut M) {
     for case in cases::<M>() {
-        report.judge(sink, case.name, run(machine, &case));
+        report.judge(format_args!("{sink}/{}", case.name), run(machine, &case));
     }
 }

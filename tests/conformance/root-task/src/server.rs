@@ -1,22 +1,22 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
 //! Does the server answer whatever comes, and only in the ways of the wire format?
 
-use crate::report::Report;
 use umbra_conformance::{Failure, Found, SMALL};
 use umbra_mmu_abi::wire::Message;
 use umbra_mmu_abi::{Access, Backing, FaultOutcome, Gfn, Reply, Request, SlotError, SlotFlags, SlotId, Stat};
 use umbra_mmu_component::serve::answer;
 use umbra_mmu_core::Mmu;
 use umbra_mmu_core::stage2::Stage2;
+use umbra_test_report::Report;
 
 /// Runs all tests of this file on an MMU without slots, and leaves it so.
 pub fn all<S: Stage2>(report: &mut Report, mmu: &mut Mmu<S>) {
-    report.judge("server", "requests_are_answered_by_value", requests(mmu));
+    report.judge("server/requests_are_answered_by_value", requests(mmu));
     // Each refusal is a line of the log; there are some hundred.
     log::set_max_level(log::LevelFilter::Off);
     let noise = noise(mmu);
     log::set_max_level(log::LevelFilter::Info);
-    report.judge("server", "malformed_messages_fail_and_change_nothing", noise);
+    report.judge("server/malformed_messages_fail_and_change_nothing", noise);
 }
 
 fn expect(expected: &'static str, line: u32, holds: bool, found: u64) -> Result<(), Failure> {

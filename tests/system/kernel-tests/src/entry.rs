@@ -3,7 +3,7 @@
 
 use crate::check;
 use crate::guest;
-use crate::report::{Outcome, Test};
+use crate::test::{Outcome, Test};
 use crate::thread::{Thread, call_and_fault, registers};
 use crate::vm::{CODE, DATA, Mode, Vm};
 use crate::world::World;
@@ -16,6 +16,7 @@ use sel4::vmcs::{
     VMX_GUEST_PREEMPTION_TIMER_VALUE, VMX_GUEST_RFLAGS, VMX_PREEMPTION_TIMER,
 };
 use sel4::{Fault, GuestRegisters, ObjectBlueprint, VmExit, Word};
+use umbra_test_report::timestamp;
 
 /// The tests.
 pub const TESTS: &[Test] = &[
@@ -139,7 +140,7 @@ fn pending_notification(world: &mut World) -> Outcome {
     let exit = sel4::vm_enter_with_rax(vm.entry, 0x77);
     TCB.tcb_unbind_notification()?;
     let VmExit::Notification { entry, .. } = exit else {
-        return Err(crate::report::Failure(
+        return Err(crate::test::Failure(
             "VMEnter did not come back with the notification".into(),
         ));
     };
@@ -219,8 +220,7 @@ fn fields(world: &mut World) -> Outcome {
         vm.read(VMX_CONTROL_ENTRY_EXCEPTION_ERROR_CODE)? == 0x18,
         "the error code was not kept"
     );
-    // SAFETY: RDTSC reads a counter.
-    let now = unsafe { core::arch::x86_64::_rdtsc() };
+    let now = timestamp();
     vm.write(VMX_CONTROL_TSC_OFFSET, now.wrapping_neg())?;
     vm.entry.primary_controls = TSC_OFFSETTING;
     let message = vm.exits_with(VMCALL)?;

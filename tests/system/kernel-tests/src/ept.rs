@@ -3,7 +3,7 @@
 
 use crate::check;
 use crate::guest;
-use crate::report::{Failure, Outcome, Test};
+use crate::test::{Failure, Outcome, Test};
 use crate::vm::{DATA, Mode, Vm, map};
 use crate::world::{World, refused};
 use sel4::sys::{self, invocation_label};

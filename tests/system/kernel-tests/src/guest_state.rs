@@ -3,7 +3,7 @@
 
 use crate::check;
 use crate::guest;
-use crate::report::{Outcome, Test};
+use crate::test::{Outcome, Test};
 use crate::thread::{Thread, registers, touch};
 use crate::vm::{DATA, Mode, Vm};
 use crate::world::World;

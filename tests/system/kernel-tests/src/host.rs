@@ -2,7 +2,7 @@
 //! Do the patches hold that have nothing to do with guests?
 
 use crate::check;
-use crate::report::{Needs, Outcome, Test};
+use crate::test::{Needs, Outcome, Test};
 use crate::thread::{Thread, count, registers, touch};
 use crate::world::{World, refused};
 use core::arch::asm;

@@ -3,7 +3,7 @@
 
 use crate::check;
 use crate::guest;
-use crate::report::{Failure, Outcome, Test};
+use crate::test::{Failure, Outcome, Test};
 use crate::thread::{Thread, call_and_fault, registers};
 use crate::vm::{CODE, DATA, Mode, Vm};
 use crate::world::{Page, World};

@@ -13,19 +13,20 @@ mod host;
 mod lifetime;
 mod measure;
 mod ports;
-mod report;
+mod test;
 mod thread;
 mod vm;
 mod world;
 
-use report::{Needs, Report, Test};
 use sel4::BootInfoPtr;
 use sel4_root_task::root_task;
+use test::{Needs, Test};
+use umbra_test_report::{Report, timestamp};
 use world::World;
 
 #[root_task(stack_size = 0x20000, heap_size = 0x40000)]
 fn main(bootinfo: &BootInfoPtr) -> ! {
-    let started = measure::ticks();
+    let started = timestamp();
     let mut report = Report::new();
     let mut world = World::new(bootinfo);
     let vtx = world.has_vtx();
@@ -39,9 +40,11 @@ fn main(bootinfo: &BootInfoPtr) -> ! {
     ];
     for test in suites.into_iter().flatten() {
         match (test.needs, vtx) {
-            (Needs::Vtx, false) => report.not_run(test, "no VT-x"),
-            (Needs::NoVtx, true) => report.not_run(test, "there is VT-x"),
-            (Needs::Nothing, _) | (Needs::Vtx, true) | (Needs::NoVtx, false) => report.run(test, &mut world),
+            (Needs::Vtx, false) => report.not_run(test.name, "no VT-x"),
+            (Needs::NoVtx, true) => report.not_run(test.name, "there is VT-x"),
+            (Needs::Nothing, _) | (Needs::Vtx, true) | (Needs::NoVtx, false) => {
+                report.test_announced(test.name, || (test.body)(&mut world));
+            }
         }
     }
     if vtx {

@@ -2,11 +2,12 @@
 //! What does each way through the kernel cost? In ticks of the time stamp counter, the smallest of many tries.
 
 use crate::guest;
-use crate::report::{Failure, Report};
+use crate::test::Failure;
 use crate::vm::{Mode, Vm};
 use crate::world::World;
 use sel4::vmcs::VMX_GUEST_RSP;
 use sel4::{GuestRegisters, VmEntry, VmExit};
+use umbra_test_report::{Report, timestamp};
 
 const TRIES: usize = 50;
 
@@ -25,9 +26,9 @@ fn entries(world: &mut World, report: &Report) -> Result<(), Failure> {
     let print = |what: &str, run: &mut dyn FnMut()| {
         let best = (0..TRIES)
             .map(|_| {
-                let before = ticks();
+                let before = timestamp();
                 run();
-                ticks() - before
+                timestamp() - before
             })
             .min();
         report.line(format_args!("measure: {what} {} ticks", best.unwrap_or(0)));
@@ -58,10 +59,4 @@ fn next(entry: &mut VmEntry, enter: impl FnOnce(VmEntry) -> VmExit) {
         *entry = message.entry();
         entry.rip += message.instruction_length();
     }
-}
-
-/// The time stamp counter: ticks since power-on.
-pub fn ticks() -> u64 {
-    // SAFETY: RDTSC reads a counter.
-    unsafe { core::arch::x86_64::_rdtsc() }
 }

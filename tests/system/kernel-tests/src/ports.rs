@@ -2,7 +2,7 @@
 //! Does a guest use I/O ports itself exactly as long as the capability is there?
 
 use crate::guest;
-use crate::report::{Outcome, Test};
+use crate::test::{Outcome, Test};
 use crate::vm::{Mode, Vm};
 use crate::world::World;
 use sel4::CapRights;

@@ -2,7 +2,7 @@
 //! How does a test get a guest? Eight pages of memory, a processor in a plain state, run by this thread.
 
 use crate::check;
-use crate::report::Failure;
+use crate::test::Failure;
 use crate::world::{Page, World};
 use alloc::format;
 use sel4::cap::{EptPd, EptPdpt, EptPml4, EptPt, SmallPage, Tcb, VCpu};

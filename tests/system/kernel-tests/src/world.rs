@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
 //! What do tests get their objects and memory from? Nothing is given back: the machine is switched off soon.
 
-use crate::report::Failure;
+use crate::test::Failure;
 use alloc::string::ToString;
 use core::ops::Range;
 use sel4::cap::{SmallPage, Untyped};

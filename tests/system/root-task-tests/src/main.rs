@@ -5,14 +5,10 @@
 
 extern crate alloc;
 
-mod report;
-
-use alloc::{format, string::String, vec::Vec};
-use core::fmt::Debug;
-use report::{Check, Report};
+use alloc::{format, vec::Vec};
 use sel4::{
     BootInfo, BootInfoPtr, CPtr, CapRights, Error, ObjectBlueprint,
-    cap::{Endpoint, IrqHandler, Notification, Tcb},
+    cap::{Endpoint, IOPort, IrqHandler, Notification, Tcb},
     init_thread::slot,
 };
 use sel4_root_task::root_task;
@@ -27,6 +23,7 @@ use umbra_root_task::{
     kernel::Space,
     vspace,
 };
+use umbra_test_report::{Check, Ports, Report, good, same};
 
 /// The root task's own address space.
 const OWN: Space = Space {
@@ -39,7 +36,8 @@ const FREE: u64 = 0x30_0000_0000;
 #[root_task(stack_size = 0x10000, heap_size = 0x80000)]
 fn main(bootinfo: &BootInfoPtr) -> ! {
     let mut kernel = Kernel::new(bootinfo);
-    let mut report = Report::new(&mut kernel).expect("the root task has all ports");
+    let own = Ports::minted(|range| mint(&mut kernel, range)).expect("the root task has all ports");
+    let mut report = Report::with_ports(own);
     let k = &mut kernel;
     report.test("physical_addresses_are_as_foretold", || addresses(k));
     report.test("frames_are_mapped_with_missing_tables", || mappings(k));
@@ -54,6 +52,13 @@ fn main(bootinfo: &BootInfoPtr) -> ! {
     report.test("memory_ends_with_an_error", || memory_ends(k));
     report.test("authority_is_gone_when_dropped", || authority_ends(k));
     report.finish()
+}
+
+/// A capability of ports that stays when the root task has given up all others.
+fn mint(kernel: &mut Kernel, range: (u16, u16)) -> Result<IOPort, Failure> {
+    let slot = kernel.slot()?;
+    kernel.mint_ports(range, CSpace::ROOT, slot)?;
+    Ok(IOPort::from_bits(slot))
 }
 
 /// The pool's watermark and the kernel's are the same, whatever sizes are mixed.
@@ -162,7 +167,7 @@ fn badges(kernel: &mut Kernel) -> Check {
 fn ports(kernel: &mut Kernel) -> Check {
     let slot = good("a slot", kernel.slot())?;
     good("ports", kernel.mint_ports((0x2f8, 0x2fb), CSpace::ROOT, slot))?;
-    let ports = sel4::cap::IOPort::from_bits(slot);
+    let ports = IOPort::from_bits(slot);
     for port in 0x2f8..=0x2fb {
         good("a port of it", ports.ioport_in8(port))?;
     }
@@ -330,18 +335,6 @@ fn authority_ends(kernel: &mut Kernel) -> Check {
         kernel.is_occupied(CSpace::ROOT, slot::TCB.bits()),
         Ok(true),
     )
-}
-
-fn good<T, E: core::fmt::Display>(what: &str, outcome: Result<T, E>) -> Result<T, String> {
-    outcome.map_err(|error| format!("{what}: {error}"))
-}
-
-fn same<T: PartialEq + Debug>(what: &str, found: T, wanted: T) -> Check {
-    if found == wanted {
-        Ok(())
-    } else {
-        Err(format!("{what}: {found:?} instead of {wanted:?}"))
-    }
 }
 
 fn peek(vaddr: u64) -> u64 {

@@ -2,10 +2,10 @@
 //! Do capabilities, rights and the kernel's errors arrive as they are?
 
 use crate::objects::Objects;
-use crate::report::{Check, Report, allowed, expect, ticks, ticks_after};
 use sel4::cap::{Endpoint, Untyped, cap_type};
 use sel4::init_thread::slot;
 use sel4::{BootInfo, CapRights, Error, LookupFailure, ObjectBlueprint};
+use umbra_test_report::{Check, Report, good, same, ticks, ticks_after};
 
 /// All tests of this file.
 pub fn run(report: &mut Report, objects: &mut Objects, bootinfo: &BootInfo) {
@@ -46,12 +46,12 @@ pub fn run(report: &mut Report, objects: &mut Objects, bootinfo: &BootInfo) {
 fn sound(bootinfo: &BootInfo) -> Check {
     let memory = bootinfo.untyped_caps().filter(|(_, piece)| !piece.is_device());
     let bytes: u64 = memory.map(|(_, piece)| 1 << piece.size_bits()).sum();
-    expect("at least 64 MiB of RAM", bytes >= 64 << 20, true)?;
+    same("at least 64 MiB of RAM", bytes >= 64 << 20, true)?;
     // Not so for devices above 512 GiB, which the kernel's own window does not reach.
     let aligned = |piece: &sel4::UntypedDesc| piece.is_device() || piece.paddr().is_multiple_of(1 << piece.size_bits());
-    expect("RAM is aligned", bootinfo.untyped_list().iter().all(aligned), true)?;
-    expect("one CPU", bootinfo.num_nodes(), 1)?;
-    expect(
+    same("RAM is aligned", bootinfo.untyped_list().iter().all(aligned), true)?;
+    same("one CPU", bootinfo.num_nodes(), 1)?;
+    same(
         "slots",
         bootinfo.empty().range().end,
         1 << bootinfo.init_cnode_size_bits(),
@@ -68,21 +68,21 @@ fn sound(bootinfo: &BootInfo) -> Check {
 
 fn errors(objects: &mut Objects) -> Check {
     let cnode = Objects::cnode();
-    let small: Untyped = allowed("retype", objects.object(ObjectBlueprint::Untyped { size_bits: 13 }))?;
+    let small: Untyped = good("retype", objects.object(ObjectBlueprint::Untyped { size_bits: 13 }))?;
     let target = objects.slot::<cap_type::Unspecified>().bits();
     let retype = |blueprint, slot, count| small.untyped_retype(blueprint, &cnode, slot, count);
-    expect(
+    same(
         "too large",
         retype(ObjectBlueprint::LargePage, target, 1),
         Err(Error::NotEnoughMemory { left: 1 << 13 }),
     )?;
-    expect(
+    same(
         "occupied",
         retype(ObjectBlueprint::Endpoint, slot::TCB.bits(), 1),
         Err(Error::DeleteFirst),
     )?;
     let none = retype(ObjectBlueprint::Endpoint, target, 0);
-    expect(
+    same(
         "no object",
         none,
         Err(Error::RangeError {
@@ -90,7 +90,7 @@ fn errors(objects: &mut Objects) -> Check {
             max: Untyped::MAX_OBJECTS,
         }),
     )?;
-    let endpoint: Endpoint = allowed("retype", objects.object(ObjectBlueprint::Endpoint))?;
+    let endpoint: Endpoint = good("retype", objects.object(ObjectBlueprint::Endpoint))?;
     let (empty, to) = (
         objects.slot::<cap_type::Unspecified>(),
         objects.slot::<cap_type::Unspecified>(),
@@ -102,7 +102,7 @@ fn errors(objects: &mut Objects) -> Check {
         source: true,
         failure: LookupFailure::MissingCapability { bits_left: 64 },
     };
-    expect("copy of nothing", copied, Err(missing))?;
+    same("copy of nothing", copied, Err(missing))?;
     let mut deep = slot::CNODE.absolute_cptr(endpoint);
     deep.path.depth = 3;
     let copied = slot::CNODE.absolute_cptr(to).copy(&deep, CapRights::ALL);
@@ -118,31 +118,31 @@ fn errors(objects: &mut Objects) -> Check {
             ..
         }
     );
-    expect("a shallow address meets the guard", guard, true)
+    same("a shallow address meets the guard", guard, true)
 }
 
 fn revocation(objects: &mut Objects) -> Check {
-    let small: Untyped = allowed("retype", objects.object(ObjectBlueprint::Untyped { size_bits: 12 }))?;
+    let small: Untyped = good("retype", objects.object(ObjectBlueprint::Untyped { size_bits: 12 }))?;
     let page = objects.slot::<cap_type::SmallPage>();
     let retype = || small.untyped_retype(ObjectBlueprint::SmallPage, &Objects::cnode(), page.bits(), 1);
-    allowed("retype", retype())?;
-    expect("no room for two", retype().is_err(), true)?;
+    good("retype", retype())?;
+    same("no room for two", retype().is_err(), true)?;
     let copy = objects.slot::<cap_type::SmallPage>();
     let cptr = |cap| slot::CNODE.absolute_cptr(cap);
-    allowed("copy", cptr(copy).copy(&cptr(page), CapRights::READ))?;
-    expect("same frame", copy.frame_get_address(), page.frame_get_address())?;
-    allowed("revoke", slot::CNODE.absolute_cptr(small).revoke())?;
-    expect("the copy is gone", copy.frame_get_address().is_err(), true)?;
-    allowed("the memory is free again", retype())
+    good("copy", cptr(copy).copy(&cptr(page), CapRights::READ))?;
+    same("same frame", copy.frame_get_address(), page.frame_get_address())?;
+    good("revoke", slot::CNODE.absolute_cptr(small).revoke())?;
+    same("the copy is gone", copy.frame_get_address().is_err(), true)?;
+    good("the memory is free again", retype())
 }
 
 fn port() -> Check {
     const SCRATCH: u16 = 0x2ff;
     for value in [0x5a, 0xa5] {
-        allowed("out", slot::IO_PORT.ioport_out8(SCRATCH, value))?;
-        expect(
+        good("out", slot::IO_PORT.ioport_out8(SCRATCH, value))?;
+        same(
             "scratch register",
-            allowed("in", slot::IO_PORT.ioport_in8(SCRATCH))?,
+            good("in", slot::IO_PORT.ioport_in8(SCRATCH))?,
             value,
         )?;
     }

@@ -10,15 +10,14 @@ extern crate alloc;
 mod caps;
 mod memory;
 mod objects;
-mod report;
 mod thread;
 mod threads;
 mod vtx;
 
 use objects::Objects;
-use report::Report;
 use sel4::BootInfoPtr;
 use sel4_root_task::root_task;
+use umbra_test_report::Report;
 
 /// The guard test computes the guard's address from it.
 const STACK_SIZE: usize = 0x1_0000;

@@ -2,12 +2,12 @@
 //! Do heap, copy functions and page mappings work?
 
 use crate::objects::Objects;
-use crate::report::{Check, Report, allowed, expect, ticks};
 use alloc::boxed::Box;
 use alloc::vec::Vec;
 use core::hint::black_box;
 use sel4::init_thread::slot;
 use sel4::{CapRights, Error, ObjectBlueprint, PageAttributes};
+use umbra_test_report::{Check, Report, good, same, ticks};
 
 /// Where nothing of the program is.
 const FREE_ADDRESS: u64 = 0x40_0000_0000;
@@ -61,13 +61,13 @@ fn copies() -> Check {
                 // Kept from becoming a call of the very function under test.
                 wanted[to + i] = black_box(source[from + i]);
             }
-            expect("memmove", (n, to, from, found == wanted), (n, to, from, true))?;
+            same("memmove", (n, to, from, found == wanted), (n, to, from, true))?;
         }
         let mut filled = pattern();
         filled[3..3 + n].fill(black_box(0xa5));
         let right = filled.iter().zip(pattern()).enumerate();
         let right = right.filter(|(i, (a, b))| **a == if (3..3 + n).contains(i) { 0xa5 } else { *b });
-        expect("memset", (n, right.count()), (n, SIZE))?;
+        same("memset", (n, right.count()), (n, SIZE))?;
         let mut other = pattern();
         if n > 0 {
             other[n - 1] ^= 0x80;
@@ -75,10 +75,10 @@ fn copies() -> Check {
                 black_box(&pattern())[..n].cmp(&black_box(&other)[..n]),
                 pattern()[n - 1].cmp(&other[n - 1]),
             );
-            expect("memcmp", (n, a), (n, b))?;
+            same("memcmp", (n, a), (n, b))?;
             other[n - 1] ^= 0x80;
         }
-        expect(
+        same(
             "bcmp",
             (n, black_box(&pattern())[..n] == black_box(&other)[..n]),
             (n, true),
@@ -93,7 +93,7 @@ fn heap() -> Check {
     for i in 0..10_000u64 {
         numbers.push(i);
     }
-    expect("sum", numbers.iter().sum::<u64>() + boxed[63], 9999 * 5000 + 63)?;
+    same("sum", numbers.iter().sum::<u64>() + boxed[63], 9999 * 5000 + 63)?;
     // More than the heap holds, one after the other.
     for _ in 0..100 {
         black_box(alloc::vec![1u8; 100_000]);
@@ -102,26 +102,26 @@ fn heap() -> Check {
 }
 
 fn mapping(objects: &mut Objects) -> Check {
-    let frame = allowed("retype", objects.object(ObjectBlueprint::SmallPage))?;
+    let frame = good("retype", objects.object(ObjectBlueprint::SmallPage))?;
     objects.map(frame, FREE_ADDRESS)?;
     let word = core::ptr::with_exposed_provenance_mut::<u64>(FREE_ADDRESS as usize);
     // SAFETY: the frame was just mapped there, writable, and nothing else is there.
     unsafe {
-        expect("new frame", word.read_volatile(), 0)?;
+        same("new frame", word.read_volatile(), 0)?;
         word.write_volatile(0x1234);
     }
     let map = |vaddr| frame.frame_map(slot::VSPACE, vaddr, CapRights::READ_WRITE, PageAttributes::WriteBack);
-    expect(
+    same(
         "second mapping of one capability",
         map(FREE_ADDRESS + 0x1000).is_err(),
         true,
     )?;
-    allowed("unmap", frame.frame_unmap())?;
-    allowed("unmap twice", frame.frame_unmap())?;
-    allowed("map elsewhere", map(FREE_ADDRESS + 0x1000))?;
+    good("unmap", frame.frame_unmap())?;
+    good("unmap twice", frame.frame_unmap())?;
+    good("map elsewhere", map(FREE_ADDRESS + 0x1000))?;
     // SAFETY: mapped there now.
-    expect("content", unsafe { word.byte_add(0x1000).read_volatile() }, 0x1234)?;
-    let other = allowed(
+    same("content", unsafe { word.byte_add(0x1000).read_volatile() }, 0x1234)?;
+    let other = good(
         "retype",
         objects.object::<sel4::cap::cap_type::SmallPage>(ObjectBlueprint::SmallPage),
     )?;
@@ -131,6 +131,6 @@ fn mapping(objects: &mut Objects) -> Check {
         CapRights::ALL,
         PageAttributes::WriteBack,
     );
-    expect("occupied address", occupied, Err(Error::DeleteFirst))?;
-    expect("aligned", allowed("address", frame.frame_get_address())? & 0xfff, 0)
+    same("occupied address", occupied, Err(Error::DeleteFirst))?;
+    same("aligned", good("address", frame.frame_get_address())? & 0xfff, 0)
 }

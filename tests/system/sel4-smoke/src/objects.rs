@@ -1,11 +1,11 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
 //! Where do the tests get objects and slots?
 
-use crate::report::allowed;
 use alloc::string::String;
 use sel4::cap::{Cap, CapType, SmallPage, Untyped};
 use sel4::init_thread::slot;
 use sel4::{AbsoluteCPtr, BootInfo, CapRights, Error, ObjectBlueprint, PageAttributes, TranslationTable};
+use umbra_test_report::good;
 
 /// Hands out slots in order, and objects from the largest piece of RAM.
 pub struct Objects {
@@ -52,7 +52,7 @@ impl Objects {
         for level in ["page table", "page directory", "PDPT"] {
             match map() {
                 Err(Error::FailedLookup { .. }) => {}
-                result => return allowed("map", result),
+                result => return good("map", result),
             }
             // The lowest level that has one above it.
             let made = self.table::<sel4::cap::PageTable>(ObjectBlueprint::PageTable, vaddr)
@@ -62,7 +62,7 @@ impl Objects {
                 return Err(alloc::format!("no table fits for {vaddr:#x} (wanted a {level})"));
             }
         }
-        allowed("map with all tables", map())
+        good("map with all tables", map())
     }
 
     fn table<T>(&mut self, blueprint: ObjectBlueprint, vaddr: u64) -> bool

@@ -2,11 +2,11 @@
 //! Do threads, messages, signals and faults work?
 
 use crate::objects::Objects;
-use crate::report::{Check, Report, allowed, expect, ticks};
 use crate::thread::start;
 use sel4::cap::{CPtr, Endpoint, Notification};
 use sel4::init_thread::slot;
 use sel4::{CapRights, Fault, MessageInfo, ObjectBlueprint, with_ipc_buffer_mut};
+use umbra_test_report::{Check, Report, good, same, ticks};
 
 const LABEL: u64 = 0x1234;
 const BADGE: u64 = 77;
@@ -21,14 +21,14 @@ pub fn run(report: &mut Report, objects: &mut Objects) {
     let badged: Endpoint = objects.slot();
     report.test("a message of four words comes back with its label and badge", || {
         let minted = slot::CNODE.absolute_cptr(badged);
-        allowed(
+        good(
             "mint",
             minted.mint(&slot::CNODE.absolute_cptr(endpoint), CapRights::ALL, BADGE),
         )?;
         start(objects, echo, endpoint.bits(), CPtr::NULL)?;
         let answer = badged.call_with_mrs(LABEL, [1, 2, 3, u64::MAX]);
-        expect("label", answer.info.label(), LABEL + 1)?;
-        expect("words", answer.mrs, [2, 3, 4, BADGE])
+        same("label", answer.info.label(), LABEL + 1)?;
+        same("words", answer.mrs, [2, 3, 4, BADGE])
     });
     report.measured(
         "call and answer, 4 words",
@@ -39,7 +39,7 @@ pub fn run(report: &mut Report, objects: &mut Objects) {
     report.test("a longer message keeps its length", || {
         with_ipc_buffer_mut(|buffer| buffer.msg_regs_mut()[4..9].copy_from_slice(&[5, 6, 7, 8, 9]));
         let answer = badged.call_with_first(MessageInfo::new(LABEL, 9), [1, 2, 3, 9]);
-        expect("words", answer.mrs, [2, 3, 9, BADGE])
+        same("words", answer.mrs, [2, 3, 9, BADGE])
     });
     report.test("registers are written and read back, all of them", || {
         registers(objects)
@@ -140,10 +140,10 @@ fn faulting(
     argument: u64,
     right: impl FnOnce(&Fault) -> bool,
 ) -> Check {
-    let endpoint: Endpoint = allowed("retype", objects.object(ObjectBlueprint::Endpoint))?;
+    let endpoint: Endpoint = good("retype", objects.object(ObjectBlueprint::Endpoint))?;
     let tcb = start(objects, body, argument, endpoint.cptr())?;
     let fault = Fault::new(&endpoint.recv());
-    allowed("suspend", tcb.tcb_suspend())?;
+    good("suspend", tcb.tcb_suspend())?;
     if right(&fault) {
         Ok(())
     } else {
@@ -153,14 +153,14 @@ fn faulting(
 
 fn registers(objects: &mut Objects) -> Check {
     let tcb = start(objects, wait_forever_body, 0, CPtr::NULL)?;
-    let mut wanted = allowed("read", tcb.tcb_read_all_registers(true))?;
+    let mut wanted = good("read", tcb.tcb_read_all_registers(true))?;
     (wanted.rax, wanted.rbx, wanted.rcx, wanted.rdx) = (1, 2, 3, 4);
     (wanted.rsi, wanted.rdi, wanted.rbp, wanted.r15) = (5, 6, 7, 15);
-    allowed("write", tcb.tcb_write_all_registers(false, &wanted))?;
-    let found = allowed("read", tcb.tcb_read_all_registers(true))?;
-    expect("rip, rsp", (found.rip, found.rsp), (wanted.rip, wanted.rsp))?;
-    expect("rax to rdx", (found.rax, found.rbx, found.rcx, found.rdx), (1, 2, 3, 4))?;
-    expect(
+    good("write", tcb.tcb_write_all_registers(false, &wanted))?;
+    let found = good("read", tcb.tcb_read_all_registers(true))?;
+    same("rip, rsp", (found.rip, found.rsp), (wanted.rip, wanted.rsp))?;
+    same("rax to rdx", (found.rax, found.rbx, found.rcx, found.rdx), (1, 2, 3, 4))?;
+    same(
         "the others",
         (found.rsi, found.rdi, found.rbp, found.r15),
         (5, 6, 7, 15),
@@ -168,7 +168,7 @@ fn registers(objects: &mut Objects) -> Check {
 }
 
 fn signals(objects: &mut Objects) -> Check {
-    let plain: Notification = allowed("retype", objects.object(ObjectBlueprint::Notification))?;
+    let plain: Notification = good("retype", objects.object(ObjectBlueprint::Notification))?;
     let from = slot::CNODE.absolute_cptr(plain);
     let badged = [1, 4].map(|badge| {
         let copy: Notification = objects.slot();
@@ -177,10 +177,10 @@ fn signals(objects: &mut Objects) -> Check {
             .mint(&from, CapRights::WRITE, badge)
             .map(|()| copy)
     });
-    expect("nothing yet", plain.poll(), 0)?;
+    same("nothing yet", plain.poll(), 0)?;
     for copy in badged {
-        allowed("mint", copy)?.signal();
+        good("mint", copy)?.signal();
     }
-    expect("both", plain.wait(), 5)?;
-    expect("taken", plain.poll(), 0)
+    same("both", plain.wait(), 5)?;
+    same("taken", plain.poll(), 0)
 }

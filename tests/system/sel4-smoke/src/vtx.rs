@@ -2,7 +2,6 @@
 //! Does a guest run where there is VT-x, and is it refused cleanly where there is none?
 
 use crate::objects::Objects;
-use crate::report::{Check, Report, allowed, expect, ticks, ticks_after};
 use alloc::string::String;
 use sel4::cap::{EptPd, EptPdpt, EptPml4, EptPt, Notification, SmallPage, VCpu, cap_type};
 use sel4::init_thread::slot;
@@ -10,6 +9,7 @@ use sel4::{
     CapRights, EptAttributes, Error, ExitMessage, GuestRegisters, ObjectBlueprint, TranslationTable, VmEntry, VmExit,
     vm_enter, vm_enter_with, vm_enter_with_rax, vm_enter_with_registers, vmcs,
 };
+use umbra_test_report::{Check, Report, good, same, ticks, ticks_after};
 
 /// Where the guest's code is, in its memory and in ours.
 const CODE_GPA: u64 = 0x1000;
@@ -47,10 +47,10 @@ pub fn run(report: &mut Report, objects: &mut Objects) {
             }
         }
         Err(error) => report.test("VCPU and EPT objects are refused without VT-x", || {
-            expect("the CPU has VT-x", cpu_has_vtx(), false)?;
-            expect("VCPU", error, Error::InvalidArgument { arg: 0 })?;
+            same("the CPU has VT-x", cpu_has_vtx(), false)?;
+            same("VCPU", error, Error::InvalidArgument { arg: 0 })?;
             let ept = objects.object::<cap_type::EptPml4>(ObjectBlueprint::EptPml4);
-            expect("EPT", ept, Err(Error::InvalidArgument { arg: 0 }))
+            same("EPT", ept, Err(Error::InvalidArgument { arg: 0 }))
         }),
     }
 }
@@ -79,7 +79,7 @@ fn entry(rip: u64) -> VmEntry {
 fn exited(exit: VmExit, reason: u64, rip: u64) -> Result<ExitMessage, String> {
     match exit {
         VmExit::Fault(message) => {
-            expect("exit reason and rip", (message.reason(), message.rip()), (reason, rip))?;
+            same("exit reason and rip", (message.reason(), message.rip()), (reason, rip))?;
             Ok(message)
         }
         VmExit::Notification { badge, .. } => Err(alloc::format!("a notification with badge {badge}")),
@@ -88,16 +88,16 @@ fn exited(exit: VmExit, reason: u64, rip: u64) -> Result<ExitMessage, String> {
 
 impl Vm {
     fn new(objects: &mut Objects, vcpu: VCpu) -> Result<Self, String> {
-        let ept: EptPml4 = allowed("EPT", objects.object(ObjectBlueprint::EptPml4))?;
-        allowed("assign", slot::ASID_POOL.asid_pool_assign_ept(ept))?;
-        allowed("set EPT root", slot::TCB.tcb_set_ept_root(ept))?;
-        allowed("set TCB", vcpu.vcpu_set_tcb(slot::TCB))?;
-        let pdpt: EptPdpt = allowed("PDPT", objects.object(ObjectBlueprint::EptPdpt))?;
-        allowed("map PDPT", pdpt.table_map(ept, 0))?;
-        let pd: EptPd = allowed("PD", objects.object(ObjectBlueprint::EptPd))?;
-        allowed("map PD", pd.table_map(ept, 0))?;
-        let pt: EptPt = allowed("PT", objects.object(ObjectBlueprint::EptPt))?;
-        allowed("map PT", pt.table_map(ept, 0))?;
+        let ept: EptPml4 = good("EPT", objects.object(ObjectBlueprint::EptPml4))?;
+        good("assign", slot::ASID_POOL.asid_pool_assign_ept(ept))?;
+        good("set EPT root", slot::TCB.tcb_set_ept_root(ept))?;
+        good("set TCB", vcpu.vcpu_set_tcb(slot::TCB))?;
+        let pdpt: EptPdpt = good("PDPT", objects.object(ObjectBlueprint::EptPdpt))?;
+        good("map PDPT", pdpt.table_map(ept, 0))?;
+        let pd: EptPd = good("PD", objects.object(ObjectBlueprint::EptPd))?;
+        good("map PD", pd.table_map(ept, 0))?;
+        let pt: EptPt = good("PT", objects.object(ObjectBlueprint::EptPt))?;
+        good("map PT", pt.table_map(ept, 0))?;
 
         let code = guest_page(objects, CODE_WINDOW)?;
         let window = core::ptr::with_exposed_provenance_mut::<[u8; CODE.len()]>(CODE_WINDOW as usize);
@@ -105,10 +105,10 @@ impl Vm {
         unsafe { window.write_volatile(CODE) };
         let data = guest_page(objects, DATA_WINDOW)?;
         let map = code.frame_map_ept(ept, CODE_GPA, CapRights::READ_WRITE, EptAttributes::WriteBack);
-        allowed("map code", map)?;
+        good("map code", map)?;
 
-        let notification: Notification = allowed("notification", objects.object(ObjectBlueprint::Notification))?;
-        allowed("bind", slot::TCB.tcb_bind_notification(notification))?;
+        let notification: Notification = good("notification", objects.object(ObjectBlueprint::Notification))?;
+        good("bind", slot::TCB.tcb_bind_notification(notification))?;
         let vm = Self {
             vcpu,
             ept,
@@ -150,21 +150,21 @@ impl Vm {
     }
 
     fn set(&self, field: u64, value: u64) -> Check {
-        allowed("VMCS write", self.vcpu.vcpu_write_vmcs(field, value)).map(drop)
+        good("VMCS write", self.vcpu.vcpu_write_vmcs(field, value)).map(drop)
     }
 
     fn tests(&self, report: &mut Report, objects: &mut Objects) {
         report.test("a guest runs and exits at its hypercall", || {
             let exit = exited(vm_enter(entry(FIRST_CALL)), vmcs::VMCALL, FIRST_CALL)?;
-            expect("instruction length", exit.instruction_length(), VMCALL_LENGTH)?;
-            expect("rsp, cs base", (exit.rsp(), exit.cs_base()), (0x3000, 0))?;
-            expect(
+            same("instruction length", exit.instruction_length(), VMCALL_LENGTH)?;
+            same("rsp, cs base", (exit.rsp(), exit.cs_base()), (0x3000, 0))?;
+            same(
                 "access rights",
                 (exit.cs_access_rights(), exit.ss_access_rights()),
                 (0xc09b, 0xc093),
             )?;
-            expect("efer", exit.efer(), 0)?;
-            expect("cr0", exit.cr0() & 0x8000_0001, 1)
+            same("efer", exit.efer(), 0)?;
+            same("cr0", exit.cr0() & 0x8000_0001, 1)
         });
         report.test("an entry sets all, some or no registers", || self.registers());
         report.test("the guest sees the CR2 that an entry sets", || {
@@ -174,7 +174,7 @@ impl Vm {
             };
             let exit = vm_enter_with_registers(entry(FIRST_CALL + VMCALL_LENGTH), &registers);
             let exit = exited(exit, vmcs::VMCALL, SECOND_CALL)?;
-            expect("rax, cr2", (exit.rax(), exit.cr2()), (0x1234_5678, 0x1234_5678))
+            same("rax, cr2", (exit.rax(), exit.cr2()), (0x1234_5678, 0x1234_5678))
         });
         report.test(
             "an EPT violation tells its address; with a frame there the guest goes on",
@@ -184,8 +184,8 @@ impl Vm {
         report.test("a VMCS field keeps its value, an unknown one is refused", || {
             self.set(vmcs::VMX_GUEST_RSP, 0x2ff0)?;
             let read = |field| self.vcpu.vcpu_read_vmcs(field);
-            expect("RSP", read(vmcs::VMX_GUEST_RSP), Ok(0x2ff0))?;
-            expect("host RIP", read(vmcs::VMX_HOST_RIP), Err(Error::IllegalOperation))
+            same("RSP", read(vmcs::VMX_GUEST_RSP), Ok(0x2ff0))?;
+            same("host RIP", read(vmcs::VMX_HOST_RIP), Err(Error::IllegalOperation))
         });
     }
 
@@ -197,12 +197,12 @@ impl Vm {
             vmcs::VMCALL,
             FIRST_CALL,
         )?;
-        expect("all", exit.registers(), all)?;
-        expect("each", core::array::from_fn(|i| exit.gpr(i)), words)?;
-        expect("rax, rbp", (exit.rax(), exit.rbp()), (words[0], words[6]))?;
+        same("all", exit.registers(), all)?;
+        same("each", core::array::from_fn(|i| exit.gpr(i)), words)?;
+        same("rax, rbp", (exit.rax(), exit.rbp()), (words[0], words[6]))?;
 
         let exit = exited(vm_enter_with_rax(entry(FIRST_CALL), 99), vmcs::VMCALL, FIRST_CALL)?;
-        expect("rax", exit.registers(), GuestRegisters { rax: 99, ..all })?;
+        same("rax", exit.registers(), GuestRegisters { rax: 99, ..all })?;
 
         let exit = exited(vm_enter_with(entry(FIRST_CALL), [1, 2, 3, 4]), vmcs::VMCALL, FIRST_CALL)?;
         let four = GuestRegisters {
@@ -212,34 +212,34 @@ impl Vm {
             rdx: 4,
             ..all
         };
-        expect("four", exit.registers(), four)?;
+        same("four", exit.registers(), four)?;
 
         let exit = exited(vm_enter(entry(FIRST_CALL)), vmcs::VMCALL, FIRST_CALL)?;
-        expect("none", exit.registers(), four)?;
+        same("none", exit.registers(), four)?;
 
-        allowed("write registers", self.vcpu.vcpu_write_registers(&all))?;
+        good("write registers", self.vcpu.vcpu_write_registers(&all))?;
         let exit = exited(vm_enter(entry(FIRST_CALL)), vmcs::VMCALL, FIRST_CALL)?;
         // The invocation does not carry CR2.
-        expect("written", exit.registers(), GuestRegisters { cr2: four.cr2, ..all })
+        same("written", exit.registers(), GuestRegisters { cr2: four.cr2, ..all })
     }
 
     fn violation(&self) -> Check {
         let exit = exited(vm_enter_with(entry(STORE), [0, 0xabcd]), vmcs::EPT_VIOLATION, STORE)?;
-        expect(
+        same(
             "address",
             (exit.guest_physical(), exit.guest_linear()),
             (DATA_GPA, DATA_GPA),
         )?;
-        expect("a write", exit.qualification() & 7, 2)?;
+        same("a write", exit.qualification() & 7, 2)?;
         let map = self
             .data
             .frame_map_ept(self.ept, DATA_GPA, CapRights::READ_WRITE, EptAttributes::WriteBack);
-        allowed("map", map)?;
+        good("map", map)?;
         exited(vm_enter(exit.entry()), vmcs::VMCALL, THIRD_CALL)?;
         let window = core::ptr::with_exposed_provenance::<u32>(DATA_WINDOW as usize);
         // SAFETY: the page is mapped there.
-        expect("what the guest wrote", unsafe { window.read_volatile() }, 0xabcd)?;
-        allowed("unmap", self.data.frame_unmap())?;
+        same("what the guest wrote", unsafe { window.read_volatile() }, 0xabcd)?;
+        good("unmap", self.data.frame_unmap())?;
         exited(vm_enter(entry(STORE)), vmcs::EPT_VIOLATION, STORE).map(drop)
     }
 
@@ -247,13 +247,13 @@ impl Vm {
         const BADGE: u64 = 0x11;
         let badged: Notification = objects.slot();
         let minted = slot::CNODE.absolute_cptr(badged);
-        allowed(
+        good(
             "mint",
             minted.mint(&slot::CNODE.absolute_cptr(self.notification), CapRights::WRITE, BADGE),
         )?;
         badged.signal();
         match vm_enter(entry(FIRST_CALL)) {
-            VmExit::Notification { badge, entry } => expect("badge, rip", (badge, entry.rip), (BADGE, FIRST_CALL)),
+            VmExit::Notification { badge, entry } => same("badge, rip", (badge, entry.rip), (BADGE, FIRST_CALL)),
             VmExit::Fault(exit) => Err(alloc::format!("{exit:?}")),
         }
     }
@@ -302,12 +302,12 @@ fn drop_exit(exit: VmExit) {
 
 /// A frame that is mapped at `window` here, and whose capability is free to be mapped in the guest.
 fn guest_page(objects: &mut Objects, window: u64) -> Result<SmallPage, String> {
-    let frame = allowed("frame", objects.object(ObjectBlueprint::SmallPage))?;
+    let frame = good("frame", objects.object(ObjectBlueprint::SmallPage))?;
     objects.map(frame, window)?;
     let copy: SmallPage = objects.slot();
     let copied = slot::CNODE
         .absolute_cptr(copy)
         .copy(&slot::CNODE.absolute_cptr(frame), CapRights::ALL);
-    allowed("copy", copied)?;
+    good("copy", copied)?;
     Ok(copy)
 }
