@@ -33,11 +33,20 @@ pub enum End {
     PipedGuest,
     /// The timeout, in the same way.
     PipedTimeout,
+    /// The guest, which is the caller's own: kernel, initrd, command line and memory are named.
+    OwnFiles,
 }
 
 impl End {
     /// All of them.
-    pub const ALL: [End; 5] = [End::Key, End::Signal, End::Guest, End::PipedGuest, End::PipedTimeout];
+    pub const ALL: [End; 6] = [
+        End::Key,
+        End::Signal,
+        End::Guest,
+        End::PipedGuest,
+        End::PipedTimeout,
+        End::OwnFiles,
+    ];
 
     /// The test's name.
     pub fn name(self) -> &'static str {
@@ -47,6 +56,7 @@ impl End {
             End::Guest => "terminal-guest-ends",
             End::PipedGuest => "pipe-guest-ends",
             End::PipedTimeout => "pipe-timeout",
+            End::OwnFiles => "pipe-own-files",
         }
     }
 
@@ -54,7 +64,7 @@ impl End {
         match self {
             End::Key => 23,
             End::Signal => 128 + Signal::TERM.as_raw(),
-            End::Guest | End::PipedGuest => 0,
+            End::Guest | End::PipedGuest | End::OwnFiles => 0,
             End::PipedTimeout => 10,
         }
     }
@@ -64,8 +74,9 @@ impl End {
 pub fn judge(builder: &Builder, end: End) -> Verdict {
     let played = match end {
         End::Key | End::Signal | End::Guest => on_a_terminal(builder, end),
-        End::PipedGuest => in_a_pipe(builder, end, "ab\nq\n", "[q]"),
-        End::PipedTimeout => in_a_pipe(builder, end, "ab\n", "[b]"),
+        End::PipedGuest => in_a_pipe(builder, end, &["--guest", ECHO], "ab\nq\n", &["[q]"]),
+        End::PipedTimeout => in_a_pipe(builder, end, &["--guest", ECHO, "--timeout", "20"], "ab\n", &["[b]"]),
+        End::OwnFiles => with_own_files(builder),
     };
     match played {
         Ok(()) => Verdict::Passed,
@@ -73,15 +84,42 @@ pub fn judge(builder: &Builder, end: End) -> Verdict {
     }
 }
 
-/// The lines are typed, and the last of them is echoed on standard output.
-fn in_a_pipe(builder: &Builder, end: End, lines: &str, echo: &str) -> Result<()> {
+/// The prompt is not told, and found all the same.
+fn with_own_files(builder: &Builder) -> Result<()> {
+    let folder = builder.paths.new_run("own-files")?;
+    let guest = crate::guests::load(builder, "debian-i386", false)?;
+    let file = |name: &str, content: &[u8]| {
+        let path = folder.join(name);
+        std::fs::write(&path, content).with_context(|| path.display().to_string())?;
+        path.into_os_string()
+            .into_string()
+            .ok()
+            .context("a path that is no text")
+    };
+    let kernel = file("my kernel", &guest.kernel)?;
+    let initrd = file("my initrd", &guest.initrd.context("the guest has no initrd")?)?;
+    let append = format!("{} umbra.mark=4711", guest.cmdline);
+    let arguments = [
+        "--kernel", &kernel, "--initrd", &initrd, "--append", &append, "--memory", "80M",
+    ];
+    let lines = "cat /proc/cmdline\nhead -1 /proc/meminfo\npoweroff -f\n";
+    // The kernel keeps some of the 81920 kB for itself.
+    in_a_pipe(
+        builder,
+        End::OwnFiles,
+        &arguments,
+        lines,
+        &["umbra.mark=4711", "MemTotal:          6"],
+    )
+}
+
+/// The lines are typed, and `wanted` is on standard output.
+fn in_a_pipe(builder: &Builder, end: End, arguments: &[&str], lines: &str, wanted: &[&str]) -> Result<()> {
     let folder = builder.paths.new_run(end.name())?;
     let (input, output) = (folder.join("input"), folder.join("output"));
     std::fs::write(&input, lines).context("the input")?;
-    let mut command = umbra_run(builder)?;
-    command
-        .args(["--timeout", "20"])
-        .stdout(File::create(&output).context("the output")?);
+    let mut command = umbra_run(builder, arguments)?;
+    command.stdout(File::create(&output).context("the output")?);
     command.stderr(File::create(folder.join("messages")).context("the messages")?);
     let mut child = Group::start_on(&mut command, File::open(&input).context("the input")?.into())?;
     let status = child.wait_for(LIMIT)?.context("it does not end")?;
@@ -91,7 +129,9 @@ fn in_a_pipe(builder: &Builder, end: End, lines: &str, echo: &str) -> Result<()>
         "exit status {status}, not {}:\n{console}",
         end.exit_status()
     );
-    ensure!(console.contains(echo), "no {echo} on standard output:\n{console}");
+    for wanted in wanted {
+        ensure!(console.contains(wanted), "no {wanted} on standard output:\n{console}");
+    }
     ensure!(
         !console.contains("umbra:"),
         "messages of the tool belong on standard error:\n{console}"
@@ -99,11 +139,15 @@ fn in_a_pipe(builder: &Builder, end: End, lines: &str, echo: &str) -> Result<()>
     Ok(())
 }
 
-/// This command, with a guest that echoes what is typed.
-fn umbra_run(builder: &Builder) -> Result<Command> {
+/// A guest that echoes what is typed.
+const ECHO: &str = "uart-echo";
+
+/// This command.
+fn umbra_run(builder: &Builder, arguments: &[&str]) -> Result<Command> {
     let mut command = Command::new(std::env::current_exe().context("this program")?);
     command
-        .args(["run", "--guest", "uart-echo"])
+        .arg("run")
+        .args(arguments)
         .env("UMBRA_ROOT", builder.paths.root());
     Ok(command)
 }
@@ -111,7 +155,7 @@ fn umbra_run(builder: &Builder) -> Result<Command> {
 fn on_a_terminal(builder: &Builder, end: End) -> Result<()> {
     let (master, slave) = terminal().context("a terminal")?;
     let before = settings(&slave)?;
-    let mut command = umbra_run(builder)?;
+    let mut command = umbra_run(builder, &["--guest", ECHO])?;
     let copy = || slave.try_clone().context("a terminal");
     command.stdout(copy()?).stderr(copy()?);
     let mut child = Group::start_on(&mut command, copy()?.into())?;
@@ -140,7 +184,7 @@ fn on_a_terminal(builder: &Builder, end: End) -> Result<()> {
             let pid = Pid::from_raw(child.id().cast_signed()).context("a process")?;
             kill_process(pid, Signal::TERM).context("SIGTERM")?;
         }
-        End::Guest | End::PipedGuest | End::PipedTimeout => type_in(b"q")?,
+        End::Guest | End::PipedGuest | End::PipedTimeout | End::OwnFiles => type_in(b"q")?,
     }
     let status = child.wait_for(LIMIT)?.context("it does not end")?;
     ensure!(
