@@ -34,6 +34,11 @@ pub fn install() -> anyhow::Result<()> {
     let usual = std::panic::take_hook();
     std::panic::set_hook(Box::new(move |info| {
         restore_terminal();
+        // `umbra guests | head -1`: nobody reads on, which is no fault of ours.
+        let text = info.payload_as_str().unwrap_or_default();
+        if text.starts_with("failed printing to stdout") && text.contains("Broken pipe") {
+            exit(1);
+        }
         usual(info);
     }));
     Ok(())

@@ -8,7 +8,7 @@ use std::fmt::Write as _;
 use std::fs::File;
 use std::io::Write as _;
 use std::os::fd::OwnedFd;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::process::Stdio;
 
 /// The processor: the oldest of Bochs' models with EPT, VPID, unrestricted guest and the preemption timer.
@@ -28,13 +28,12 @@ pub fn start(machine: &Machine, folder: &Path, console: u16, log: u16) -> Result
     let Boot::Disk(disk) = &machine.boot else {
         bail!("Bochs has no multiboot loader: it boots disk images");
     };
-    let length = disk
-        .image
+    let length = folder
+        .join(&disk.image)
         .metadata()
         .with_context(|| format!("the disk image {}", disk.image.display()))?
         .len();
-    let disk = take_in(disk, folder)?;
-    let config = configuration(machine, &disk, length, console, log)?;
+    let config = configuration(machine, disk, length, console, log)?;
     std::fs::write(folder.join("bochsrc"), config).context("writing Bochs' configuration")?;
     // Debian's Bochs has the debugger: it starts stopped and reads its first command from here.
     std::fs::write(folder.join("debugger"), "c\n").context("writing Bochs' configuration")?;
@@ -52,37 +51,6 @@ pub fn start(machine: &Machine, folder: &Path, console: u16, log: u16) -> Result
             .stderr(screen.try_clone()?),
         screen.into(),
     )
-}
-
-/// Names in a run's folder of what Bochs reads.
-const DISK: &str = "disk.img";
-const OPTION_ROM: &str = "option-rom";
-
-/// Links what Bochs reads into its working folder, and names it from there: Bochs drops blanks from the paths in its
-/// configuration and splits them at commas. A link of its own also spares every run the lock that a killed one left.
-fn take_in(disk: &Disk, folder: &Path) -> Result<Disk> {
-    let link = |file: &Path, name: &str| {
-        let own = folder.join(name);
-        std::fs::hard_link(file, &own)
-            .or_else(|_| std::fs::copy(file, &own).map(drop))
-            .with_context(|| format!("linking {} to {}", file.display(), own.display()))
-            .map(|()| PathBuf::from(name))
-    };
-    Ok(Disk {
-        image: link(&disk.image, DISK)?,
-        option_rom: disk
-            .option_rom
-            .as_deref()
-            .map(|rom| link(rom, OPTION_ROM))
-            .transpose()?,
-    })
-}
-
-/// Removes the links: a run's folder is kept for its logs, and they would keep tens of megabytes from being free.
-pub fn forget_links(folder: &Path) {
-    for name in [DISK, OPTION_ROM] {
-        let _ = std::fs::remove_file(folder.join(name));
-    }
 }
 
 /// A terminal that nobody sees. Bochs insists on a display: its `rfb` would listen on the network, its `term` wants a
@@ -196,6 +164,7 @@ fn panics_in(log: &str) -> Option<String> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use std::path::PathBuf;
 
     fn disk() -> Disk {
         Disk {
@@ -241,30 +210,6 @@ mod tests {
     fn odd_disks_are_refused() {
         assert!(config(&disk(), Pace::Batch, CYLINDER + 512).is_err());
         assert!(config(&disk(), Pace::Batch, 0).is_err());
-    }
-
-    #[test]
-    fn bochs_reads_only_files_of_its_own_folder() {
-        let folder = std::env::temp_dir().join(format!("umbra bochs, {}", std::process::id()));
-        let run = folder.join("run");
-        std::fs::create_dir_all(&run).unwrap();
-        let file = |name: &str| {
-            std::fs::write(folder.join(name), name).unwrap();
-            folder.join(name)
-        };
-        let mut disk = Disk {
-            image: file("image"),
-            option_rom: Some(file("rom")),
-        };
-        let own = take_in(&disk, &run).unwrap();
-        let rc = config(&own, Pace::Batch, CYLINDER).unwrap();
-        assert!(!rc.contains("umbra bochs"), "{rc}");
-        assert_eq!(std::fs::read(run.join(&own.image)).unwrap(), b"image");
-        forget_links(&run);
-        assert_eq!(std::fs::read_dir(&run).unwrap().count(), 0);
-        disk.option_rom = Some(folder.join("missing"));
-        assert!(format!("{:#}", take_in(&disk, &run).unwrap_err()).contains("missing"));
-        std::fs::remove_dir_all(folder).unwrap();
     }
 
     #[test]

@@ -7,7 +7,7 @@ mod serial;
 
 use crate::paths::Paths;
 use crate::process::Group;
-use anyhow::Result;
+use anyhow::{Context, Result};
 use serde::Deserialize;
 use std::net::TcpStream;
 use std::path::{Path, PathBuf};
@@ -136,7 +136,7 @@ impl Running {
 
 impl Drop for Running {
     fn drop(&mut self) {
-        bochs::forget_links(&self.folder);
+        forget_links(&self.folder);
     }
 }
 
@@ -154,9 +154,49 @@ impl Running {
     }
 }
 
+/// Names in a run's folder of what its simulator reads.
+const DISK: &str = "disk.img";
+const OPTION_ROM: &str = "option-rom";
+const KERNEL: &str = "kernel";
+const ROOT_TASK: &str = "root-task";
+
+/// Links what the simulator reads into its working folder, and names it from there: Bochs drops blanks from the paths in
+/// its configuration and splits them at commas, QEMU splits at commas and cuts the paths of multiboot modules at blanks.
+/// A link of its own also spares every run of Bochs the lock on the disk that a killed one left.
+fn take_in(boot: &Boot, folder: &Path) -> Result<Boot> {
+    let link = |file: &Path, name: &str| {
+        let own = folder.join(name);
+        std::fs::hard_link(file, &own)
+            .or_else(|_| std::fs::copy(file, &own).map(drop))
+            .with_context(|| format!("linking {} to {}", file.display(), own.display()))
+            .map(|()| PathBuf::from(name))
+    };
+    Ok(match boot {
+        Boot::Multiboot { kernel, root_task } => Boot::Multiboot {
+            kernel: link(kernel, KERNEL)?,
+            root_task: link(root_task, ROOT_TASK)?,
+        },
+        Boot::Disk(Disk { image, option_rom }) => Boot::Disk(Disk {
+            image: link(image, DISK)?,
+            option_rom: option_rom.as_deref().map(|rom| link(rom, OPTION_ROM)).transpose()?,
+        }),
+    })
+}
+
+/// Removes the links: a run's folder is kept for its logs, and they would keep tens of megabytes from being free.
+fn forget_links(folder: &Path) {
+    for name in [DISK, OPTION_ROM, KERNEL, ROOT_TASK] {
+        let _ = std::fs::remove_file(folder.join(name));
+    }
+}
+
 /// Starts `machine`. `label` names the run's folder.
 pub fn start(paths: &Paths, sim: Sim, machine: &Machine, label: &str) -> Result<Running> {
     let folder = paths.new_run(label)?;
+    let machine = &Machine {
+        boot: take_in(&machine.boot, &folder)?,
+        ..machine.clone()
+    };
     let console = serial::Port::listen()?;
     let log = serial::Port::listen()?;
     let mut process = match sim {
@@ -182,5 +222,45 @@ pub fn start(paths: &Paths, sim: Sim, machine: &Machine, label: &str) -> Result<
                 folder.display()
             )))
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn simulators_read_only_files_of_their_own_folder() {
+        let folder = std::env::temp_dir().join(format!("umbra sim, {}", std::process::id()));
+        let run = folder.join("run");
+        std::fs::create_dir_all(&run).unwrap();
+        let file = |name: &str| {
+            std::fs::write(folder.join(name), name).unwrap();
+            folder.join(name)
+        };
+        let disk = Boot::Disk(Disk {
+            image: file("image"),
+            option_rom: Some(file("rom")),
+        });
+        let multiboot = Boot::Multiboot {
+            kernel: file("k 1"),
+            root_task: file("r,1"),
+        };
+        let plain = Boot::Disk(Disk {
+            image: DISK.into(),
+            option_rom: Some(OPTION_ROM.into()),
+        });
+        assert_eq!(take_in(&disk, &run).unwrap(), plain);
+        let plain = Boot::Multiboot {
+            kernel: KERNEL.into(),
+            root_task: ROOT_TASK.into(),
+        };
+        assert_eq!(take_in(&multiboot, &run).unwrap(), plain);
+        assert_eq!(std::fs::read(run.join(ROOT_TASK)).unwrap(), b"r,1");
+        forget_links(&run);
+        assert_eq!(std::fs::read_dir(&run).unwrap().count(), 0);
+        std::fs::remove_file(folder.join("r,1")).unwrap();
+        assert!(format!("{:#}", take_in(&multiboot, &run).unwrap_err()).contains("r,1"));
+        std::fs::remove_dir_all(folder).unwrap();
     }
 }
