@@ -4,7 +4,7 @@
 use super::description::Description;
 use super::program::{Programs, read};
 use super::{Builder, Kernel, write_if_changed};
-use crate::sim::{Boot, Disk, Sim};
+use crate::sim::{Boot, Disk, Machine, Pace, Sim};
 use anyhow::{Context, Result, anyhow};
 use std::path::{Path, PathBuf};
 use umbra_description::{System, attach::attach_bundle, bundle_write, layout};
@@ -75,6 +75,19 @@ impl SystemImage {
         }
     }
 
+    /// The machine that boots it; `plain`: from the disk image as a PC would, in every simulator.
+    pub fn machine(&self, sim: Sim, plain: bool, pace: Pace) -> Machine {
+        Machine {
+            boot: if plain {
+                Boot::Disk(self.plain_disk())
+            } else {
+                self.boot(sim)
+            },
+            memory_mib: self.memory_mib,
+            pace,
+        }
+    }
+
     /// Removes its files.
     pub fn remove(&self) {
         // Left-overs only cost space.
@@ -82,7 +95,7 @@ impl SystemImage {
     }
 
     /// The disk image as a PC boots it, without shortcuts.
-    pub fn plain_disk(&self) -> Disk {
+    fn plain_disk(&self) -> Disk {
         Disk {
             image: self.disk(),
             option_rom: None,

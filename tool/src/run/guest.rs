@@ -9,7 +9,7 @@ use crate::build::program::{Programs, read};
 use crate::build::spec::{Guest, VmSpec, describe};
 use crate::build::{Builder, image, kernel};
 use crate::guests;
-use crate::sim::{Machine, Pace, Sim, start};
+use crate::sim::{Pace, Sim, start};
 use anyhow::{Context, Result, bail};
 use std::io::Write;
 use std::path::PathBuf;
@@ -133,11 +133,8 @@ pub fn run(builder: &Builder, args: &RunArgs) -> Result<i32> {
     })?;
 
     let interactive = terminal::is_interactive();
-    let machine = Machine {
-        boot: image.boot(args.sim),
-        memory_mib: image.memory_mib,
-        pace: if interactive { Pace::Interactive } else { Pace::Batch },
-    };
+    let pace = if interactive { Pace::Interactive } else { Pace::Batch };
+    let machine = image.machine(args.sim, false, pace);
     let timeout = args
         .timeout
         .or((!interactive).then_some(SCRIPT_LIMIT))

@@ -11,7 +11,7 @@ use crate::build::{Builder, Kernel, image};
 use crate::guests;
 use crate::run::prompt;
 use crate::run::session::{Input, Plan, Report, follow};
-use crate::sim::{Boot, Machine, Pace, Sim, start};
+use crate::sim::{Pace, Sim, start};
 use anyhow::{Context, Result, ensure};
 use std::time::Duration;
 
@@ -90,16 +90,7 @@ impl Rig<'_> {
             image::Ports::Two,
             &label,
         )?;
-        let boot = if case.plain_disk {
-            Boot::Disk(image.plain_disk())
-        } else {
-            image.boot(sim)
-        };
-        let machine = Machine {
-            boot,
-            memory_mib: image.memory_mib,
-            pace: Pace::Batch,
-        };
+        let machine = image.machine(sim, case.plain_disk, Pace::Batch);
         let running = start(&self.builder.paths, sim, &machine, &label)?;
         let plan = Plan {
             input: Input::Lines(case.typed.clone()),

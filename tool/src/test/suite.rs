@@ -9,7 +9,7 @@ use crate::run::outcome::Outcome;
 use crate::run::prompt;
 use crate::run::session::{Input, Plan, Report, Show, follow};
 use crate::run::syslog::Line;
-use crate::sim::{Boot, Machine, Pace, Sim, start};
+use crate::sim::{Pace, Sim, start};
 use anyhow::{Context, Result};
 use serde::Deserialize;
 use std::time::{Duration, Instant};
@@ -57,16 +57,7 @@ impl Suite {
     ) -> Result<Report> {
         let label = format!("{}-{}", self.name, sim.name());
         let image = image::root_task(builder, kernel, programs.get(&self.package)?, &label)?;
-        let boot = if self.plain_disk {
-            Boot::Disk(image.plain_disk())
-        } else {
-            image.boot(sim)
-        };
-        let machine = Machine {
-            boot,
-            memory_mib: image.memory_mib,
-            pace: Pace::Batch,
-        };
+        let machine = image.machine(sim, self.plain_disk, Pace::Batch);
         let running = start(&builder.paths, sim, &machine, &label)?;
         let plan = Plan {
             input: Input::Lines(Vec::new()),
