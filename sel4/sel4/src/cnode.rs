@@ -108,11 +108,7 @@ impl AbsoluteCPtr {
     /// # Errors
     /// `FailedLookup`.
     pub fn delete(&self) -> Result<()> {
-        Ok(sys::seL4_CNode_Delete(
-            self.root.bits(),
-            self.path.bits,
-            self.path.depth,
-        )?)
+        self.invoke(sys::seL4_CNode_Delete)
     }
 
     /// Deletes all capabilities derived from this one, but not this one.
@@ -120,11 +116,7 @@ impl AbsoluteCPtr {
     /// # Errors
     /// `FailedLookup`.
     pub fn revoke(&self) -> Result<()> {
-        Ok(sys::seL4_CNode_Revoke(
-            self.root.bits(),
-            self.path.bits,
-            self.path.depth,
-        )?)
+        self.invoke(sys::seL4_CNode_Revoke)
     }
 
     /// Puts the reply capability of the last message into this slot: the answer is then sent by
@@ -133,11 +125,7 @@ impl AbsoluteCPtr {
     /// # Errors
     /// `DeleteFirst` if the slot is occupied, `FailedLookup`.
     pub fn save_caller(&self) -> Result<()> {
-        Ok(sys::seL4_CNode_SaveCaller(
-            self.root.bits(),
-            self.path.bits,
-            self.path.depth,
-        )?)
+        self.invoke(sys::seL4_CNode_SaveCaller)
     }
 
     /// Withdraws messages that wait and were sent by this badged endpoint capability.
@@ -145,11 +133,12 @@ impl AbsoluteCPtr {
     /// # Errors
     /// `IllegalOperation` if it is no such capability.
     pub fn cancel_badged_sends(&self) -> Result<()> {
-        Ok(sys::seL4_CNode_CancelBadgedSends(
-            self.root.bits(),
-            self.path.bits,
-            self.path.depth,
-        )?)
+        self.invoke(sys::seL4_CNode_CancelBadgedSends)
+    }
+
+    /// An invocation that needs nothing but the slot.
+    fn invoke(&self, call: impl FnOnce(Word, Word, u8) -> core::result::Result<(), sys::Failure>) -> Result<()> {
+        Ok(call(self.root.bits(), self.path.bits, self.path.depth)?)
     }
 }
 
