@@ -15,6 +15,7 @@
 //! | is everything as it should be?            | [`audit`]      |
 //! | what does the hardware have to do?        | [`stage2`]     |
 //! | what if the hardware is strict?           | [`sim`]        |
+//! | what if there is none?                    | [`null`]       |
 #![no_std]
 #![forbid(unsafe_code)]
 
@@ -27,6 +28,7 @@ pub mod change;
 pub mod fault;
 pub mod generation;
 pub mod mmio;
+pub mod null;
 pub mod rmap;
 pub mod sim;
 pub mod slots;

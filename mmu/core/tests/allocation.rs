@@ -4,51 +4,12 @@
 use stats_alloc::{INSTRUMENTED_SYSTEM, Region, StatsAlloc};
 use std::alloc::System;
 use umbra_mmu_abi::{Access, Backing, BackingId, Generation, Gfn, SlotFlags, SlotId};
-use umbra_mmu_core::spte::Leaf;
-use umbra_mmu_core::stage2::{
-    BackingShape, FlushEpoch, GuestAccess, Observed, Stage2, Stage2Error, TableHandle, TableLevel, TableNeeds,
-    Unflushed,
-};
+use umbra_mmu_core::null::NullStage2;
+use umbra_mmu_core::stage2::BackingShape;
 use umbra_mmu_core::{Limits, Mmu};
 
 #[global_allocator]
 static ALLOCATOR: &StatsAlloc<System> = &INSTRUMENTED_SYSTEM;
-
-/// Hardware that agrees to everything.
-struct Agrees;
-
-impl Stage2 for Agrees {
-    fn attach_slot(&mut self, _: SlotId, _: Backing, _: u32, _: GuestAccess) -> Result<(), Stage2Error> {
-        Ok(())
-    }
-    fn revoke_slot(&mut self, _: SlotId) -> Unflushed {
-        Unflushed::NOTHING
-    }
-    fn reserve(&mut self, _: TableNeeds) -> Result<(), Stage2Error> {
-        Ok(())
-    }
-    fn link(&mut self, _: Gfn, _: TableLevel) -> Result<TableHandle, Stage2Error> {
-        Ok(TableHandle(0))
-    }
-    fn unlink(&mut self, _: TableHandle) -> Unflushed {
-        Unflushed::NOTHING
-    }
-    fn map(&mut self, _: SlotId, _: Gfn, _: &Leaf) -> Result<(), Stage2Error> {
-        Ok(())
-    }
-    fn unmap(&mut self, _: SlotId, _: Gfn, _: &Leaf) -> Unflushed {
-        Unflushed::NOTHING
-    }
-    fn flush(&mut self, removed: Unflushed) -> FlushEpoch {
-        FlushEpoch(removed.settle().into())
-    }
-    fn observe(&mut self, _: SlotId, _: Gfn, _: &Leaf) -> Observed {
-        Observed::Mapped
-    }
-    fn count_mapped(&mut self, _: SlotId) -> u32 {
-        0
-    }
-}
 
 // REQ: MEM-4
 #[test]
@@ -63,7 +24,7 @@ fn faults_lookups_and_zaps_allocate_nothing() {
         rmap_entries: 8,
         first_generation: Generation(0),
     };
-    let mut mmu = Mmu::new(Agrees, shapes, &limits).unwrap();
+    let mut mmu = Mmu::new(NullStage2::default(), shapes, &limits).unwrap();
     let backing = Backing {
         id: BackingId(0),
         first_page: 0,

@@ -5,11 +5,9 @@
 //! operations; the difference divided by n is the cost of one. The hardware below does nothing, so that only the core
 //! counts. The exit status is 1 where a case is above its budget.
 
-mod null;
-
-use null::NullStage2;
 use std::process::{Command, ExitCode};
 use umbra_mmu_abi::{Access, Backing, BackingId, Generation, Gfn, SlotFlags, SlotId};
+use umbra_mmu_core::null::NullStage2;
 use umbra_mmu_core::stage2::BackingShape;
 use umbra_mmu_core::{Limits, Mmu};
 

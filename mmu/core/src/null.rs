@@ -1,14 +1,14 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
-//! What does the core cost alone? A second stage that does nothing.
+//! What does the core do and cost alone? A second stage that does nothing.
 
-use umbra_mmu_abi::{Backing, Gfn, SlotId};
-use umbra_mmu_core::spte::Leaf;
-use umbra_mmu_core::stage2::{
+use crate::spte::Leaf;
+use crate::stage2::{
     FlushEpoch, GuestAccess, Observed, Stage2, Stage2Error, TableHandle, TableLevel, TableNeeds, Unflushed,
 };
+use umbra_mmu_abi::{Backing, Gfn, SlotId};
 
-/// Hardware that agrees to everything.
-#[derive(Default)]
+/// Hardware that agrees to everything, and allocates nothing.
+#[derive(Debug, Default)]
 pub struct NullStage2(u32);
 
 impl Stage2 for NullStage2 {
