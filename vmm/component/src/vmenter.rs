@@ -10,27 +10,29 @@ use umbra_vmm_core::exit::RawExit;
 use umbra_vmm_core::inject::{Event, EventKind};
 use umbra_vmm_core::vcpu::{Entered, Field, Gpr, Vcpu};
 
-/// Words of the kernel's exit message.
+/// Words of the kernel's exit message, as the built tree numbers them.
 mod mr {
-    pub const QUALIFICATION: usize = 4;
-    pub const INSTRUCTION_LENGTH: usize = 5;
-    pub const GUEST_PHYSICAL: usize = 6;
-    pub const RFLAGS: usize = 7;
-    pub const INTERRUPTIBILITY: usize = 8;
-    pub const CR3: usize = 9;
+    use sel4::sys;
+
+    pub const QUALIFICATION: usize = sys::SEL4_VMENTER_FAULT_QUALIFICATION_MR as usize;
+    pub const INSTRUCTION_LENGTH: usize = sys::SEL4_VMENTER_FAULT_INSTRUCTION_LEN_MR as usize;
+    pub const GUEST_PHYSICAL: usize = sys::SEL4_VMENTER_FAULT_GUEST_PHYSICAL_MR as usize;
+    pub const RFLAGS: usize = sys::SEL4_VMENTER_FAULT_RFLAGS_MR as usize;
+    pub const INTERRUPTIBILITY: usize = sys::SEL4_VMENTER_FAULT_GUEST_INT_MR as usize;
+    pub const CR3: usize = sys::SEL4_VMENTER_FAULT_CR3_MR as usize;
     /// RAX, and from here on the order of `GuestRegisters`.
-    pub const RAX: usize = 10;
+    pub const RAX: usize = sys::SEL4_VMENTER_FAULT_EAX as usize;
     /// Information in the lower, error code in the upper half.
-    pub const INTERRUPTION: usize = 26;
-    pub const IDT_VECTORING: usize = 27;
-    pub const LINEAR: usize = 28;
-    pub const RSP: usize = 29;
-    pub const CR0: usize = 30;
-    pub const CR4: usize = 31;
-    pub const EFER: usize = 32;
+    pub const INTERRUPTION: usize = sys::SEL4_VMENTER_FAULT_INTERRUPTION_MR as usize;
+    pub const IDT_VECTORING: usize = sys::SEL4_VMENTER_FAULT_IDT_VECTORING_MR as usize;
+    pub const LINEAR: usize = sys::SEL4_VMENTER_FAULT_GUEST_LINEAR_MR as usize;
+    pub const RSP: usize = sys::SEL4_VMENTER_FAULT_RSP_MR as usize;
+    pub const CR0: usize = sys::SEL4_VMENTER_FAULT_CR0_MR as usize;
+    pub const CR4: usize = sys::SEL4_VMENTER_FAULT_CR4_MR as usize;
+    pub const EFER: usize = sys::SEL4_VMENTER_FAULT_EFER_MR as usize;
     /// Access rights of CS in the lower, of SS in the upper half.
-    pub const CS_SS: usize = 33;
-    pub const CS_BASE: usize = 34;
+    pub const CS_SS: usize = sys::SEL4_VMENTER_FAULT_CS_MR as usize;
+    pub const CS_BASE: usize = sys::SEL4_VMENTER_FAULT_CS_BASE_MR as usize;
 }
 
 /// RAX RBX RCX RDX RSI RDI RBP R8 to R15, CR2: places in the message for registers by their encoding. RSP has none.
