@@ -1,0 +1,100 @@
+// SPDX-License-Identifier: MIT OR Apache-2.0
+//! Are the VMCS fields numbered as another library numbers them?
+
+use umbra_vmm_core::vcpu::Field;
+use x86::vmx::vmcs::{control, guest, ro};
+
+/// The library's number.
+fn known(field: Field) -> u32 {
+    match field {
+        Field::GuestEsSelector => guest::ES_SELECTOR,
+        Field::GuestCsSelector => guest::CS_SELECTOR,
+        Field::GuestSsSelector => guest::SS_SELECTOR,
+        Field::GuestDsSelector => guest::DS_SELECTOR,
+        Field::GuestFsSelector => guest::FS_SELECTOR,
+        Field::GuestGsSelector => guest::GS_SELECTOR,
+        Field::GuestLdtrSelector => guest::LDTR_SELECTOR,
+        Field::GuestTrSelector => guest::TR_SELECTOR,
+        Field::TscOffset => control::TSC_OFFSET_FULL,
+        Field::GuestDebugctl => guest::IA32_DEBUGCTL_FULL,
+        Field::GuestPat => guest::IA32_PAT_FULL,
+        Field::GuestEfer => guest::IA32_EFER_FULL,
+        Field::GuestPdpte0 => guest::PDPTE0_FULL,
+        Field::GuestPdpte1 => guest::PDPTE1_FULL,
+        Field::GuestPdpte2 => guest::PDPTE2_FULL,
+        Field::GuestPdpte3 => guest::PDPTE3_FULL,
+        Field::PinBasedControls => control::PINBASED_EXEC_CONTROLS,
+        Field::PrimaryControls => control::PRIMARY_PROCBASED_EXEC_CONTROLS,
+        Field::ExceptionBitmap => control::EXCEPTION_BITMAP,
+        Field::ExitControls => control::VMEXIT_CONTROLS,
+        Field::EntryControls => control::VMENTRY_CONTROLS,
+        Field::EntryInterruptionInfo => control::VMENTRY_INTERRUPTION_INFO_FIELD,
+        Field::EntryExceptionErrorCode => control::VMENTRY_EXCEPTION_ERR_CODE,
+        Field::EntryInstructionLength => control::VMENTRY_INSTRUCTION_LEN,
+        Field::SecondaryControls => control::SECONDARY_PROCBASED_EXEC_CONTROLS,
+        Field::InstructionError => ro::VM_INSTRUCTION_ERROR,
+        Field::ExitReason => ro::EXIT_REASON,
+        Field::ExitInterruptionInfo => ro::VMEXIT_INTERRUPTION_INFO,
+        Field::ExitInterruptionErrorCode => ro::VMEXIT_INTERRUPTION_ERR_CODE,
+        Field::IdtVectoringInfo => ro::IDT_VECTORING_INFO,
+        Field::IdtVectoringErrorCode => ro::IDT_VECTORING_ERR_CODE,
+        Field::ExitInstructionLength => ro::VMEXIT_INSTRUCTION_LEN,
+        Field::ExitInstructionInfo => ro::VMEXIT_INSTRUCTION_INFO,
+        Field::GuestEsLimit => guest::ES_LIMIT,
+        Field::GuestCsLimit => guest::CS_LIMIT,
+        Field::GuestSsLimit => guest::SS_LIMIT,
+        Field::GuestDsLimit => guest::DS_LIMIT,
+        Field::GuestFsLimit => guest::FS_LIMIT,
+        Field::GuestGsLimit => guest::GS_LIMIT,
+        Field::GuestLdtrLimit => guest::LDTR_LIMIT,
+        Field::GuestTrLimit => guest::TR_LIMIT,
+        Field::GuestGdtrLimit => guest::GDTR_LIMIT,
+        Field::GuestIdtrLimit => guest::IDTR_LIMIT,
+        Field::GuestEsAccessRights => guest::ES_ACCESS_RIGHTS,
+        Field::GuestCsAccessRights => guest::CS_ACCESS_RIGHTS,
+        Field::GuestSsAccessRights => guest::SS_ACCESS_RIGHTS,
+        Field::GuestDsAccessRights => guest::DS_ACCESS_RIGHTS,
+        Field::GuestFsAccessRights => guest::FS_ACCESS_RIGHTS,
+        Field::GuestGsAccessRights => guest::GS_ACCESS_RIGHTS,
+        Field::GuestLdtrAccessRights => guest::LDTR_ACCESS_RIGHTS,
+        Field::GuestTrAccessRights => guest::TR_ACCESS_RIGHTS,
+        Field::GuestInterruptibility => guest::INTERRUPTIBILITY_STATE,
+        Field::GuestActivityState => guest::ACTIVITY_STATE,
+        Field::GuestSysenterCs => guest::IA32_SYSENTER_CS,
+        Field::PreemptionTimerValue => guest::VMX_PREEMPTION_TIMER_VALUE,
+        Field::Cr0GuestHostMask => control::CR0_GUEST_HOST_MASK,
+        Field::Cr4GuestHostMask => control::CR4_GUEST_HOST_MASK,
+        Field::Cr0ReadShadow => control::CR0_READ_SHADOW,
+        Field::Cr4ReadShadow => control::CR4_READ_SHADOW,
+        Field::ExitQualification => ro::EXIT_QUALIFICATION,
+        Field::GuestLinearAddress => ro::GUEST_LINEAR_ADDR,
+        Field::GuestCr0 => guest::CR0,
+        Field::GuestCr3 => guest::CR3,
+        Field::GuestCr4 => guest::CR4,
+        Field::GuestEsBase => guest::ES_BASE,
+        Field::GuestCsBase => guest::CS_BASE,
+        Field::GuestSsBase => guest::SS_BASE,
+        Field::GuestDsBase => guest::DS_BASE,
+        Field::GuestFsBase => guest::FS_BASE,
+        Field::GuestGsBase => guest::GS_BASE,
+        Field::GuestLdtrBase => guest::LDTR_BASE,
+        Field::GuestTrBase => guest::TR_BASE,
+        Field::GuestGdtrBase => guest::GDTR_BASE,
+        Field::GuestIdtrBase => guest::IDTR_BASE,
+        Field::GuestDr7 => guest::DR7,
+        Field::GuestRsp => guest::RSP,
+        Field::GuestRip => guest::RIP,
+        Field::GuestRflags => guest::RFLAGS,
+        Field::GuestPendingDebugExceptions => guest::PENDING_DBG_EXCEPTIONS,
+        Field::GuestSysenterEsp => guest::IA32_SYSENTER_ESP,
+        Field::GuestSysenterEip => guest::IA32_SYSENTER_EIP,
+    }
+}
+
+#[test]
+fn fields_have_the_numbers_of_the_manual() {
+    assert!(!Field::ALL.is_empty());
+    for &field in Field::ALL {
+        assert_eq!(field as u32, known(field), "{field:?}");
+    }
+}
