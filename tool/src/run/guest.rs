@@ -2,6 +2,7 @@
 //! `umbra run`: how does one guest come up, on a terminal or in a script?
 
 use super::outcome::Outcome;
+use super::queries::Queries;
 use super::session::{Input, Plan, Report, Show, follow};
 use super::{prompt, terminal};
 use crate::build::description::Description;
@@ -73,22 +74,35 @@ const KEYS: &str = "On a terminal, Ctrl-] ends the run; every other key goes to 
 /// The console goes to standard output, the system log to standard error if it is wanted.
 struct Out {
     log: bool,
-    raw: bool,
+    on: On,
+}
+
+/// What standard output is.
+enum On {
+    /// A terminal in raw mode, which answers the guest's questions.
+    Terminal,
+    /// Something else.
+    Elsewhere(Queries),
 }
 
 impl Show for Out {
     fn console(&mut self, bytes: &[u8]) -> Result<()> {
         let mut stdout = std::io::stdout().lock();
-        stdout
-            .write_all(bytes)
-            .and_then(|()| stdout.flush())
-            .context("standard output")
+        let written = match &mut self.on {
+            On::Terminal => stdout.write_all(bytes),
+            On::Elsewhere(queries) => stdout.write_all(&queries.without(bytes)),
+        };
+        written.and_then(|()| stdout.flush()).context("standard output")
     }
 
     fn log(&mut self, line: &str) -> Result<()> {
         if self.log {
             // In raw mode a line feed alone does not return the cursor.
-            eprint!("{line}{}", if self.raw { "\r\n" } else { "\n" });
+            let end = match self.on {
+                On::Terminal => "\r\n",
+                On::Elsewhere(_) => "\n",
+            };
+            eprint!("{line}{end}");
         }
         Ok(())
     }
@@ -158,7 +172,7 @@ pub fn run(builder: &Builder, args: &RunArgs) -> Result<i32> {
             plan(Input::StdinKeys),
             &mut Out {
                 log: args.log,
-                raw: true,
+                on: On::Terminal,
             },
         )?
     } else {
@@ -169,7 +183,7 @@ pub fn run(builder: &Builder, args: &RunArgs) -> Result<i32> {
             plan(Input::StdinLines),
             &mut Out {
                 log: args.log,
-                raw: false,
+                on: On::Elsewhere(Queries::default()),
             },
         )?
     };

@@ -5,6 +5,7 @@ pub mod boot;
 pub mod guest;
 pub mod outcome;
 pub mod prompt;
+pub mod queries;
 pub mod session;
 pub mod syslog;
 pub mod terminal;
