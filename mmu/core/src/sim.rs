@@ -68,6 +68,8 @@ pub struct SimStage2 {
     pde_cache: BTreeMap<u64, TableHandle>,
     unflushed: u32,
     epoch: u64,
+    /// Maps and links until one is refused.
+    refuse_in: Option<u32>,
 }
 
 const ROOT: TableHandle = TableHandle(0);
@@ -94,6 +96,7 @@ impl SimStage2 {
             pde_cache: BTreeMap::new(),
             unflushed: 0,
             epoch: 0,
+            refuse_in: None,
         }
     }
 
@@ -124,6 +127,18 @@ impl SimStage2 {
             }
             self.forget_cached();
         }
+    }
+
+    /// Does `calls` more maps and links, and refuses the one after them.
+    pub fn refuse_after(&mut self, calls: u32) {
+        self.refuse_in = Some(calls);
+    }
+
+    /// Whether the call that is being made is the one to refuse.
+    fn refuses(&mut self) -> bool {
+        let now = self.refuse_in == Some(0);
+        self.refuse_in = self.refuse_in.and_then(|calls| calls.checked_sub(1));
+        now
     }
 
     /// Tables that can still be linked.
@@ -300,6 +315,9 @@ impl Stage2 for SimStage2 {
             TableLevel::Pt => TableLevel::Pd,
         };
         assert!(self.free_tables > 0, "link without a reservation");
+        if self.refuses() {
+            return Err(refused("link, as it was told to"));
+        }
         let parent = self.linked(at, above).ok_or(refused("link below nothing"))?;
         let entries = &mut self.tables.get_mut(&parent).expect("it was just found").entries;
         if entries.contains_key(&index(at, above)) {
@@ -337,6 +355,9 @@ impl Stage2 for SimStage2 {
     }
 
     fn map(&mut self, slot: SlotId, at: Gfn, leaf: &Leaf) -> Result<(), Stage2Error> {
+        if self.refuses() {
+            return Err(refused("map, as it was told to"));
+        }
         let container = self.containers.get(&slot).ok_or(refused("map of no slot"))?;
         let first = container.backing.first_page;
         let range = first..first + container.npages;

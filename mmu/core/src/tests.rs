@@ -148,6 +148,21 @@ fn an_access_restores_a_tracked_leaf() {
     assert_eq!(mmu.audit().differences, 0);
 }
 
+#[test]
+fn a_leaf_that_cannot_be_restored_is_gone_everywhere() {
+    let mut mmu = mmu(0);
+    set(&mut mmu, 0, BASE, 4, 0, SlotFlags::empty());
+    mmu.fault(BASE.gpa(), Access::Write).unwrap();
+    protect(&mut mmu, Spte::access_tracked);
+    mmu.stage2.refuse_after(0);
+    assert!(mmu.fault(BASE.gpa(), Access::Write).is_err());
+    assert_eq!(mmu.audit().first, None);
+    assert_eq!((mmu.stat(Stat::Mapped4K), mmu.stage2.unflushed()), (0, 0));
+    assert_eq!(mmu.fault(BASE.gpa(), Access::Write), Ok(FaultOutcome::Resume));
+    assert_eq!(mmu.stage2.write(BASE.gpa(), 1), Ok(()));
+    assert_eq!(mmu.audit().first, None);
+}
+
 /// Changes the spte at [`BASE`] and takes W out of the hardware, as dirty logging and ageing do.
 fn protect(mmu: &mut Mmu<SimStage2>, spte: impl FnOnce(Leaf) -> Spte) {
     let place = place_of(mmu, BASE);

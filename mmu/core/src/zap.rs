@@ -21,6 +21,8 @@ pub(crate) enum Cut {
     Unmap,
     /// The revocation of the slot, which comes next.
     Revocation,
+    /// It is out already.
+    Done,
 }
 
 impl<S: Stage2> Mmu<S> {
@@ -41,7 +43,7 @@ impl<S: Stage2> Mmu<S> {
         *self.stats.mapped(leaf.level) -= 1;
         match cut {
             Cut::Unmap => self.stage2.unmap(slot, gfn, &leaf),
-            Cut::Revocation => Unflushed::NOTHING,
+            Cut::Revocation | Cut::Done => Unflushed::NOTHING,
         }
     }
 

@@ -5,6 +5,7 @@ use super::{Class, FaultError, Walk};
 use crate::Mmu;
 use crate::spte::{Leaf, Spte, Writable};
 use crate::stage2::Stage2;
+use crate::zap::Cut;
 use umbra_mmu_abi::{FaultOutcome, Gpa, Mmio};
 
 /// Faults in a row at one address that is mapped.
@@ -51,7 +52,8 @@ impl<S: Stage2> Mmu<S> {
         }
     }
 
-    /// Makes a leaf present again, and writable as far as its slot is. Hardware has no way to change a mapping in place.
+    /// Makes a leaf present again, and writable as far as its slot is; where that is refused, the leaf
+    /// is gone. Hardware has no way to change a mapping in place.
     fn restore(&mut self, walk: &Walk, old: Leaf) -> Result<(), FaultError> {
         let gfn = self.tables.gfn_of(walk.place);
         let slot = self.slots.published().lookup(gfn).expect("a leaf lies in a slot").id;
@@ -61,11 +63,20 @@ impl<S: Stage2> Mmu<S> {
             Writable::Now
         };
         let new = Leaf { writable, ..old };
-        let removed = self.stage2.unmap(slot, gfn, &old);
+        let mut removed = self.stage2.unmap(slot, gfn, &old);
         let mapped = self.stage2.map(slot, gfn, &new);
+        match mapped {
+            Ok(()) => {
+                self.tables.set(walk.place, Spte::leaf(new));
+            }
+            Err(_) => {
+                // The hardware has neither of them, so the spte and its reverse map go too.
+                removed.and(self.drop_leaf(walk.place, Cut::Done));
+                removed.and(self.free_if_empty(walk.place.table));
+                self.invalidate_seq += 1;
+            }
+        }
         self.stage2.flush(removed);
-        mapped?;
-        self.tables.set(walk.place, Spte::leaf(new));
-        Ok(())
+        Ok(mapped?)
     }
 }
