@@ -163,6 +163,24 @@ fn a_leaf_that_cannot_be_restored_is_gone_everywhere() {
     assert_eq!(mmu.audit().first, None);
 }
 
+/// The PDPT, the PD, the PT, the frame: whichever the hardware refuses, a later fault finds nothing of the failed one.
+// REQ: PF-3
+#[test]
+fn a_refused_mapping_leaves_no_tables() {
+    for calls in 0..4 {
+        let mut mmu = mmu(0);
+        set(&mut mmu, 0, BASE, 4, 0, SlotFlags::empty());
+        let (tables, hardware) = (mmu.tables.free_count(), mmu.stage2.free_tables());
+        mmu.stage2.refuse_after(calls);
+        assert!(mmu.fault(BASE.gpa(), Access::Write).is_err());
+        assert_eq!(mmu.tables.free_count(), tables, "refused after {calls}");
+        assert_eq!(mmu.stage2.free_tables(), hardware, "refused after {calls}");
+        assert_eq!((mmu.audit().first, mmu.stage2.unflushed()), (None, 0));
+        assert_eq!(mmu.fault(BASE.gpa(), Access::Write), Ok(FaultOutcome::Resume));
+        assert_eq!(mmu.stage2.write(BASE.gpa(), 1), Ok(()));
+    }
+}
+
 /// Changes the spte at [`BASE`] and takes W out of the hardware, as dirty logging and ageing do.
 fn protect(mmu: &mut Mmu<SimStage2>, spte: impl FnOnce(Leaf) -> Spte) {
     let place = place_of(mmu, BASE);

@@ -52,7 +52,7 @@ impl<S: Stage2> Mmu<S> {
     /// Does a plan that needs more than its place.
     ///
     /// # Errors
-    /// As [`Mmu::apply`]; tables that were made may stay.
+    /// As [`Mmu::apply`]; what the leaf was to replace may be gone.
     #[cold]
     #[inline(never)]
     pub(super) fn apply_prepared(
@@ -65,15 +65,21 @@ impl<S: Stage2> Mmu<S> {
         if plan.seq != self.invalidate_seq {
             return Ok(Applied::Stale);
         }
-        let place = self.prepare(plan.at, TableLevel::of_page(plan.leaf.level), what)?;
+        let prepared = self.prepare(plan.at, TableLevel::of_page(plan.leaf.level), what);
         // What the preparation took away is of this plan's own knowledge.
-        self.apply(
-            &MapPlan {
-                seq: self.invalidate_seq,
-                ..plan.clone()
-            },
-            place,
-        )
+        let seq = self.invalidate_seq;
+        let applied = prepared.and_then(|place| self.apply(&MapPlan { seq, ..plan.clone() }, place));
+        if applied.is_err() {
+            self.free_unused(plan.at);
+        }
+        applied
+    }
+
+    /// Frees the tables on the way to `gfn` that nothing is in. Nobody else would: tables go with their last leaf.
+    fn free_unused(&mut self, gfn: Gfn) {
+        let removed = self.free_if_empty(self.walk(gfn).place.table);
+        self.invalidate_seq += 1;
+        self.stage2.flush(removed);
     }
 
     /// Gets everything that the preparation takes. It may have to make room, which makes the plan stale.
