@@ -216,9 +216,8 @@ impl Slots {
     pub fn new(first: Generation) -> Result<Self, Resource> {
         let mut copies = [SlotTable::default(), SlotTable::default()];
         for copy in &mut copies {
-            copy.sorted
-                .try_reserve_exact(MAX_SLOTS)
-                .map_err(|_| crate::stage2::Resource::Memory)?;
+            copy.sorted.try_reserve_exact(MAX_SLOTS).map_err(|_| Resource::Memory)?;
+            copy.bases.try_reserve_exact(MAX_SLOTS).map_err(|_| Resource::Memory)?;
         }
         Ok(Self {
             copies,
