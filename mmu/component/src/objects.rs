@@ -73,7 +73,7 @@ impl Objects {
     /// A block of 2^`bits` bytes, without children.
     ///
     /// # Errors
-    /// No block is large enough, or there is no slot for a smaller one.
+    /// No block is large enough, or there is no slot for a smaller one; nothing has changed.
     pub fn take_block(&mut self, bits: u8) -> Result<Block, Stage2Error> {
         let bits = bits.max(MIN_BITS);
         let fits = |block: &BlockState| block.use_ == Use::Free && block.bits >= bits;
@@ -85,7 +85,14 @@ impl Objects {
             .min_by_key(|(_, b)| b.bits);
         let (mut at, _) = smallest.ok_or(Stage2Error::Exhausted(Resource::Untyped))?;
         while self.blocks[at].bits > bits {
-            at = self.split(at)?;
+            at = match self.split(at) {
+                Ok(half) => half,
+                Err(error) => {
+                    // What was split on the way down joins again: a later request may need all of it.
+                    self.give_block(Block(at as u32));
+                    return Err(error);
+                }
+            };
         }
         self.blocks[at].use_ = Use::Taken;
         Ok(Block(at as u32))

@@ -25,6 +25,8 @@ use umbra_test_report::Report;
 fn main(bootinfo: &BootInfoPtr) -> ! {
     let mut report = Report::new();
     let mut memory = Memory::new(bootinfo);
+    let whole = memory.refused_block_leaves_memory_whole();
+    report.judge("objects/refused_block_leaves_memory_whole", whole);
     let mut thread = ThreadGuest::new(&mut memory);
     all(&mut report, "vspace", &mut thread);
     server::all(&mut report, thread.mmu());

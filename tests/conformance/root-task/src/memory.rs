@@ -9,6 +9,7 @@ use umbra_conformance::BACKINGS;
 use umbra_mmu_component::frame_caps::{BackingCaps, Top};
 use umbra_mmu_component::objects::Objects;
 use umbra_mmu_component::stage2::{CapStage2, Space};
+use umbra_mmu_core::stage2::{Resource, Stage2Error};
 use umbra_mmu_core::{Limits, Mmu};
 
 /// Untyped memory for the objects of one MMU.
@@ -106,6 +107,26 @@ impl Memory {
         self.untyped
             .untyped_retype(blueprint, &slot::CNODE.slot(0, 0), cap.bits(), 1)?;
         Ok(cap)
+    }
+
+    /// A small block is refused for want of slots, halfway down to it; all of the memory can still be had in one piece.
+    pub fn refused_block_leaves_memory_whole(&mut self) -> core::result::Result<(), &'static str> {
+        const BITS: u8 = 12;
+        let blueprint = ObjectBlueprint::Untyped { size_bits: BITS };
+        let own: Untyped = self.object(blueprint).map_err(|_| "no memory")?;
+        // One split takes two.
+        let slots = self.next_slot..self.next_slot + 3;
+        self.next_slot = slots.end;
+        let mut objects = Objects::new(slot::CNODE, &[(own.bits(), BITS)], slots);
+        match objects.take_block(BITS - 2) {
+            Err(Stage2Error::Exhausted(Resource::CapSlots)) => {}
+            Ok(_) | Err(_) => return Err("three slots were enough for two splits"),
+        }
+        let whole = objects.take_block(BITS).map_err(|_| "the memory stays split")?;
+        objects.give_block(whole);
+        let half = objects.take_block(BITS - 1).map_err(|_| "the slots are lost")?;
+        objects.give_block(half);
+        Ok(())
     }
 
     /// An MMU above `space`, with untyped memory of its own.
