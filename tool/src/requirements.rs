@@ -122,9 +122,10 @@ struct Citation {
 fn citations(file: &str, text: &str) -> Vec<Citation> {
     let lines: Vec<&str> = text.lines().collect();
     let test_file = file.starts_with("tests/") || file.contains("/tests/") || file.ends_with("tests.rs");
+    // The module itself, not the declaration of one in a file of its own.
     let tests_from = lines
-        .iter()
-        .position(|line| line.trim() == "#[cfg(test)]")
+        .windows(2)
+        .position(|pair| pair[0].trim() == "#[cfg(test)]" && pair[1].ends_with('{'))
         .unwrap_or(lines.len());
     let mut found = Vec::new();
     for (index, line) in lines.iter().enumerate() {
@@ -262,6 +263,15 @@ mod tests {
                 ("GEN-4", 6, test, true)
             ]
         );
+    }
+
+    #[test]
+    fn code_below_a_declaration_for_tests_is_code() {
+        let found = citations(
+            "x/src/lib.rs",
+            "#[cfg(test)]\nmod tests;\n\n// REQ: GEN-3\nfn bump() {}\n",
+        );
+        assert!(!found[0].in_test, "{found:?}");
     }
 
     #[test]
