@@ -18,14 +18,14 @@ main:
     mov edi, eax
     call try
     jmp .place
-.stride:                                ; and every 16 MiB above RAM
+.stride:                                ; and every 2 MiB above RAM, each in a table of its own
     call ram_end
     mov edi, eax
-    add edi, 0xffffff
-    and edi, 0xff000000
+    add edi, 0x1fffff
+    and edi, 0xffe00000
 .next:
     call try
-    add edi, 0x1000000
+    add edi, 0x200000
     jnz .next
 .count:
     show "places:", [scratch]
