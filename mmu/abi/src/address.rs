@@ -93,9 +93,19 @@ pub enum PageLevel {
     K4 = 1,
     /// 2 MiB.
     M2 = 2,
+    /// 1 GiB.
+    G1 = 3,
 }
 
 impl PageLevel {
+    /// Every size, the smallest first.
+    pub const ALL: [Self; 3] = [Self::K4, Self::M2, Self::G1];
+
+    /// log2 of [`PageLevel::frames`].
+    pub const fn frame_shift(self) -> u32 {
+        self.frames().trailing_zeros()
+    }
+
     /// Page size in bytes.
     pub const fn bytes(self) -> u64 {
         self.frames() * PAGE_SIZE
@@ -105,6 +115,7 @@ impl PageLevel {
         match self {
             Self::K4 => 1,
             Self::M2 => 512,
+            Self::G1 => 512 * 512,
         }
     }
 }

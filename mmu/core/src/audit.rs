@@ -68,7 +68,7 @@ impl<S: Stage2> Mmu<S> {
             tables + self.tables.free_count() == self.tables.capacity(),
             Difference::Pool,
         );
-        let counted = self.stats.mapped_4k + self.stats.mapped_2m;
+        let counted = self.stats.mapped_4k + self.stats.mapped_2m + self.stats.mapped_1g;
         audit.expect(counted == audit.leaves as u64, Difference::Pool);
         for at in 0..self.rmaps.len() {
             let id = SlotId(at as u16);

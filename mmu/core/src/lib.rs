@@ -96,6 +96,7 @@ struct Stats {
     emulated: u64,
     mapped_4k: u64,
     mapped_2m: u64,
+    mapped_1g: u64,
     generation_wraps: u64,
     zap_alls: u64,
 }
@@ -105,6 +106,7 @@ impl Stats {
         match level {
             PageLevel::K4 => &mut self.mapped_4k,
             PageLevel::M2 => &mut self.mapped_2m,
+            PageLevel::G1 => &mut self.mapped_1g,
         }
     }
 }

@@ -169,6 +169,7 @@ fn filled<T: Clone + Default>(len: u64) -> Result<Vec<T>, Resource> {
 pub struct Rmap {
     small: Level,
     large: Level,
+    huge: Level,
 }
 
 impl Rmap {
@@ -180,6 +181,7 @@ impl Rmap {
         Ok(Self {
             small: Level::new(base, npages, PageLevel::K4)?,
             large: Level::new(base, npages, PageLevel::M2)?,
+            huge: Level::new(base, npages, PageLevel::G1)?,
         })
     }
 
@@ -187,6 +189,7 @@ impl Rmap {
         match level {
             PageLevel::K4 => &self.small,
             PageLevel::M2 => &self.large,
+            PageLevel::G1 => &self.huge,
         }
     }
 
@@ -194,6 +197,7 @@ impl Rmap {
         match level {
             PageLevel::K4 => &mut self.small,
             PageLevel::M2 => &mut self.large,
+            PageLevel::G1 => &mut self.huge,
         }
     }
 
@@ -258,7 +262,7 @@ impl Rmap {
     /// Some page of the slot that is mapped, with one of the sptes that do it.
     // REQ: SP-12
     pub fn any(&self, entries: &RmapEntries) -> Option<(Gfn, PageLevel, SptePlace)> {
-        [PageLevel::M2, PageLevel::K4].into_iter().find_map(|size| {
+        PageLevel::ALL.into_iter().rev().find_map(|size| {
             let level = self.level(size);
             let gfn = Gfn::new((level.first + level.any()? as u64) << level.shift);
             // The first large page may begin before the slot; `at` only looks at the page number.
@@ -269,8 +273,9 @@ impl Rmap {
 
     /// How many sptes there are.
     pub fn count(&self, entries: &RmapEntries) -> u32 {
-        [PageLevel::M2, PageLevel::K4]
+        PageLevel::ALL
             .into_iter()
+            .rev()
             .flat_map(|size| {
                 let level = self.level(size);
                 (0..level.heads.len() as u64).map(move |i| {

@@ -210,14 +210,16 @@ impl SimStage2 {
     }
 
     fn leaf_place(&self, gfn: Gfn) -> Option<(TableHandle, u16)> {
-        [TableLevel::Pd, TableLevel::Pt].into_iter().find_map(|level| {
-            let handle = self.linked(gfn, level)?;
-            let index = index(gfn, level);
-            match self.tables[&handle].entries.get(&index)? {
-                Entry::Leaf { .. } => Some((handle, index)),
-                Entry::Table(_) => None,
-            }
-        })
+        [TableLevel::Pdpt, TableLevel::Pd, TableLevel::Pt]
+            .into_iter()
+            .find_map(|level| {
+                let handle = self.linked(gfn, level)?;
+                let index = index(gfn, level);
+                match self.tables[&handle].entries.get(&index)? {
+                    Entry::Leaf { .. } => Some((handle, index)),
+                    Entry::Table(_) => None,
+                }
+            })
     }
 
     /// Removes the leaf at `at` if it maps `frame`, whoever put it there.

@@ -204,7 +204,7 @@ impl Spte {
     const fn frame_bits(leaf: &Leaf) -> u64 {
         let large = match leaf.level {
             PageLevel::K4 => 0,
-            PageLevel::M2 => LARGE,
+            PageLevel::M2 | PageLevel::G1 => LARGE,
         };
         leaf.frame.raw() << ADDRESS_SHIFT | large | AD_DISABLED
     }
@@ -280,6 +280,7 @@ impl Spte {
         let level = match (self.0 & LARGE != 0, table_level) {
             (false, 1) => PageLevel::K4,
             (true, 2) => PageLevel::M2,
+            (true, 3) => PageLevel::G1,
             _ => return Err(BadSpte(self.0)),
         };
         Ok(Leaf {

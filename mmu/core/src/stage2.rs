@@ -142,6 +142,7 @@ impl TableLevel {
         match page {
             PageLevel::K4 => Self::Pt,
             PageLevel::M2 => Self::Pd,
+            PageLevel::G1 => Self::Pdpt,
         }
     }
 }

@@ -105,7 +105,7 @@ fn leaves() -> impl Iterator<Item = (u8, Leaf)> {
     let frames = [(0, 0), (1, 0x1ff), (7, 0x200), (u16::MAX, Frame::PAGES - 1)];
     frames.into_iter().flat_map(|(backing, page)| {
         let frame = Frame::new(BackingId(backing), page).unwrap();
-        [(1, PageLevel::K4), (2, PageLevel::M2)]
+        [(1, PageLevel::K4), (2, PageLevel::M2), (3, PageLevel::G1)]
             .into_iter()
             .flat_map(move |(table, level)| {
                 Writable::ALL
@@ -116,7 +116,7 @@ fn leaves() -> impl Iterator<Item = (u8, Leaf)> {
 }
 
 #[test]
-fn every_leaf_reads_back_at_its_level_only() {
+fn every_leaf_reads_back_with_the_size_of_its_table() {
     for (table, leaf) in leaves() {
         let tracked = if leaf.writable == Writable::Now {
             Leaf {
@@ -133,8 +133,20 @@ fn every_leaf_reads_back_at_its_level_only() {
             Ok(SpteKind::AccessTracked(tracked))
         );
         for other in (1..=4).filter(|level| *level != table) {
-            assert!(Spte::leaf(leaf).decode(other).is_err());
-            assert!(Spte::access_tracked(leaf).decode(other).is_err());
+            for (spte, leaf) in [(Spte::leaf(leaf), leaf), (Spte::access_tracked(leaf), tracked)] {
+                // As in hardware: of large pages, only the table tells the size.
+                let size = match (table, other) {
+                    (3, 2) => Some(PageLevel::M2),
+                    (2, 3) => Some(PageLevel::G1),
+                    _ => None,
+                };
+                let found = match spte.decode(other) {
+                    Ok(SpteKind::Leaf(found) | SpteKind::AccessTracked(found)) => Some(found),
+                    Ok(kind) => panic!("{spte:?} is {kind:?}"),
+                    Err(_) => None,
+                };
+                assert_eq!(found, size.map(|level| Leaf { level, ..leaf }));
+            }
         }
     }
 }
@@ -199,13 +211,13 @@ fn every_pattern_is_one_kind_or_refused() {
     assert_eq!(kinds[1], 3 * tables);
     assert_eq!(
         kinds[2],
-        2 * 4 * addresses.len() as u64,
-        "two levels, four states of writability"
+        3 * 4 * addresses.len() as u64,
+        "three levels, four states of writability"
     );
     assert_eq!(
         kinds[3],
-        2 * 3 * addresses.len() as u64,
-        "two levels, three states without W"
+        3 * 3 * addresses.len() as u64,
+        "three levels, three states without W"
     );
     assert_eq!(
         kinds[4],
