@@ -27,6 +27,7 @@ impl Space for Ept {
             TableLevel::Pd => ObjectBlueprint::EptPd,
             TableLevel::Pdpt => ObjectBlueprint::EptPdpt,
             TableLevel::Pml4 => ObjectBlueprint::EptPml4,
+            TableLevel::Pml5 => panic!("the kernel has EPTs of four levels"),
         }
     }
 
@@ -35,7 +36,7 @@ impl Space for Ept {
             TableLevel::Pt => cap::EptPt::from_bits(slot).table_map(self.0, gpa),
             TableLevel::Pd => cap::EptPd::from_bits(slot).table_map(self.0, gpa),
             TableLevel::Pdpt => cap::EptPdpt::from_bits(slot).table_map(self.0, gpa),
-            TableLevel::Pml4 => Err(sel4::Error::IllegalOperation),
+            TableLevel::Pml4 | TableLevel::Pml5 => Err(sel4::Error::IllegalOperation),
         }
     }
 
@@ -44,7 +45,7 @@ impl Space for Ept {
             TableLevel::Pt => cap::EptPt::from_bits(slot).table_unmap(),
             TableLevel::Pd => cap::EptPd::from_bits(slot).table_unmap(),
             TableLevel::Pdpt => cap::EptPdpt::from_bits(slot).table_unmap(),
-            TableLevel::Pml4 => Err(sel4::Error::IllegalOperation),
+            TableLevel::Pml4 | TableLevel::Pml5 => Err(sel4::Error::IllegalOperation),
         }
     }
 }

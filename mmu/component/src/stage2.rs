@@ -12,8 +12,10 @@ use sel4::{CapRights, ObjectBlueprint, cap};
 use umbra_mmu_abi::{Backing, Gfn, SlotId};
 use umbra_mmu_core::spte::Leaf;
 use umbra_mmu_core::stage2::{
-    FlushEpoch, GuestAccess, Observed, Resource, Stage2, Stage2Error, TableHandle, TableLevel, TableNeeds, Unflushed,
+    FlushEpoch, GuestAccess, NoRam, Observed, Resource, Stage2, Stage2Error, TableHandle, TableLevel, TableNeeds,
+    Unflushed,
 };
+use umbra_mmu_core::table::HeapWords;
 
 /// What differs between an EPT and a VSpace. Addresses are guest-physical, in bytes.
 pub trait Space {
@@ -99,7 +101,7 @@ const fn pool(level: TableLevel) -> usize {
         TableLevel::Pt => 0,
         TableLevel::Pd => 1,
         TableLevel::Pdpt => 2,
-        TableLevel::Pml4 => panic!("the root is linked for good"),
+        TableLevel::Pml4 | TableLevel::Pml5 => panic!("the root is linked for good"),
     }
 }
 
@@ -182,6 +184,9 @@ impl<T: Space> CapStage2<T> {
 }
 
 impl<T: Space> Stage2 for CapStage2<T> {
+    type Words = HeapWords;
+    type Ram = NoRam;
+
     fn attach_slot(
         &mut self,
         slot: SlotId,
@@ -250,6 +255,18 @@ impl<T: Space> Stage2 for CapStage2<T> {
         let unmapped = self.frame_cap(slot, leaf).frame_unmap();
         unmapped.unwrap_or_else(|error| panic!("the kernel refused to unmap a frame: {error}"));
         Unflushed::removed(1)
+    }
+
+    // The kernel maps a capability that maps nothing; changing rights in place is not among its operations.
+    fn protect(&mut self, slot: SlotId, at: Gfn, leaf: &Leaf) -> Result<Unflushed, Stage2Error> {
+        let removed = self.unmap(slot, at, leaf);
+        match self.map(slot, at, leaf) {
+            Ok(()) => Ok(removed),
+            Err(error) => {
+                self.flush(removed);
+                Err(error)
+            }
+        }
     }
 
     fn flush(&mut self, removed: Unflushed) -> FlushEpoch {

@@ -74,6 +74,7 @@ impl Space for Window {
             TableLevel::Pd => ObjectBlueprint::PageDirectory,
             TableLevel::Pdpt => ObjectBlueprint::Pdpt,
             TableLevel::Pml4 => ObjectBlueprint::VSpace,
+            TableLevel::Pml5 => panic!("the kernel has address spaces of four levels"),
         }
     }
 
@@ -83,7 +84,7 @@ impl Space for Window {
             TableLevel::Pt => cap::PageTable::from_bits(slot).table_map(self.vspace, vaddr),
             TableLevel::Pd => cap::PageDirectory::from_bits(slot).table_map(self.vspace, vaddr),
             TableLevel::Pdpt => cap::Pdpt::from_bits(slot).table_map(self.vspace, vaddr),
-            TableLevel::Pml4 => Err(sel4::Error::IllegalOperation),
+            TableLevel::Pml4 | TableLevel::Pml5 => Err(sel4::Error::IllegalOperation),
         }
     }
 
@@ -92,7 +93,7 @@ impl Space for Window {
             TableLevel::Pt => cap::PageTable::from_bits(slot).table_unmap(),
             TableLevel::Pd => cap::PageDirectory::from_bits(slot).table_unmap(),
             TableLevel::Pdpt => cap::Pdpt::from_bits(slot).table_unmap(),
-            TableLevel::Pml4 => Err(sel4::Error::IllegalOperation),
+            TableLevel::Pml4 | TableLevel::Pml5 => Err(sel4::Error::IllegalOperation),
         }
     }
 }

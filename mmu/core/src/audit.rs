@@ -105,12 +105,12 @@ impl<S: Stage2> Mmu<S> {
             match kind {
                 SpteKind::Empty => {}
                 SpteKind::Table(below) => {
-                    let (level, valid_gen) = (self.tables.get(table).role.level, self.tables.get(table).valid_gen);
+                    let (level, valid_gen) = (self.tables.get(table).role().level, self.tables.get(table).valid_gen());
                     let table = self.tables.get(below);
-                    let fits = table.parent == Some(place)
-                        && Some(table.role.level) == level.below()
-                        && table.gfn == gfn
-                        && table.valid_gen == valid_gen;
+                    let fits = table.parent() == Some(place)
+                        && Some(table.role().level) == level.below()
+                        && table.gfn() == gfn
+                        && table.valid_gen() == valid_gen;
                     audit.expect(fits, Difference::Table(below));
                     tables += self.audit_tree(below, audit);
                 }
@@ -120,15 +120,15 @@ impl<S: Stage2> Mmu<S> {
                     self.audit_leaf(place, gfn, &leaf, audit);
                 }
                 SpteKind::Mmio(mmio) => {
-                    let fits = mmio.gfn == gfn && self.tables.get(table).mmio_cached;
+                    let fits = mmio.gfn == gfn && self.tables.get(table).mmio_cached();
                     audit.expect(fits, Difference::Mmio(gfn));
                 }
             }
         }
         let at = self.tables.get(table);
-        let linked = leaves == 0 || at.handle.is_some() || at.role.level == TableLevel::Pml4;
+        let linked = leaves == 0 || at.handle().is_some() || at.role().level == TableLevel::Pml4;
         audit.expect(
-            (at.used, at.leaves) == (used, leaves) && linked,
+            (at.used(), at.leaves()) == (used, leaves) && linked,
             Difference::Table(table),
         );
         tables

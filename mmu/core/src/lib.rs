@@ -10,6 +10,7 @@
 //! | what happens on a fault?                  | [`fault`]      |
 //! | is cached MMIO knowledge still true?      | [`mmio`]       |
 //! | which state of the slots does it mean?    | [`generation`] |
+//! | what belongs to one virtual processor?    | [`vcpu`]       |
 //! | how do slots change?                      | [`change`]     |
 //! | how do mappings go away?                  | [`zap`]        |
 //! | is everything as it should be?            | [`audit`]      |
@@ -38,13 +39,14 @@ pub mod table;
 #[cfg(test)]
 mod tests;
 pub mod trace;
+pub mod vcpu;
 pub mod zap;
 
 use alloc::vec::Vec;
 use rmap::{Rmap, RmapEntries};
 use slots::{MAX_SLOTS, SlotTable, Slots};
 use stage2::{BackingShape, Resource, Stage2, Stage2Error, TableLevel};
-use table::{Role, TableId, Tables};
+use table::{HeapWords, Role, TableId, Tables};
 use trace::Trace;
 use umbra_mmu_abi::{Generation, Gfn, PageLevel, Stat};
 
@@ -76,7 +78,7 @@ pub struct Mmu<S: Stage2> {
     slots: Slots,
     rmaps: Vec<Option<Rmap>>,
     rmap_entries: RmapEntries,
-    tables: Tables,
+    tables: Tables<S::Words>,
     root: TableId,
     /// KVM: `mmu_valid_gen`.
     valid_gen: u64,
@@ -112,16 +114,19 @@ impl Stats {
 }
 
 impl<S: Stage2> Mmu<S> {
-    /// An MMU without slots above `stage2`, whose root table is empty.
+    /// An MMU in EPT mode without slots above `stage2`, whose root table is empty.
     ///
     /// # Errors
     /// The limits do not fit into memory.
-    pub fn new(stage2: S, backings: Vec<BackingShape>, limits: &Limits) -> Result<Self, Stage2Error> {
+    pub fn new(stage2: S, backings: Vec<BackingShape>, limits: &Limits) -> Result<Self, Stage2Error>
+    where
+        S: Stage2<Words = HeapWords>,
+    {
         let make = || -> Result<_, Resource> {
             let mut rmaps = Vec::new();
             rmaps.try_reserve_exact(MAX_SLOTS).map_err(|_| Resource::Memory)?;
             rmaps.resize_with(MAX_SLOTS, || None);
-            let tables = Tables::new(limits.tables.max(2))?;
+            let tables = Tables::new(HeapWords::new(limits.tables.max(2))?)?;
             Ok((
                 rmaps,
                 tables,
@@ -129,14 +134,11 @@ impl<S: Stage2> Mmu<S> {
                 Slots::new(limits.first_generation)?,
             ))
         };
-        let (rmaps, mut tables, rmap_entries, slots) = make().map_err(Stage2Error::Exhausted)?;
-        let root = tables.take(
-            Gfn::new(0),
-            Role {
-                level: TableLevel::Pml4,
-            },
-            0,
-        );
+        let (rmaps, tables, rmap_entries, slots) = make().map_err(Stage2Error::Exhausted)?;
+        let level = TableLevel::Pml4;
+        let root = tables
+            .take(Gfn::new(0), Role { level }, 0)
+            .expect("the pool has two tables at least");
         Ok(Self {
             stage2,
             backings,
@@ -193,6 +195,6 @@ impl<S: Stage2> Mmu<S> {
 
     /// Whether a table belongs to an earlier `mmu_valid_gen`.
     fn is_obsolete(&self, table: TableId) -> bool {
-        self.tables.get(table).valid_gen != self.valid_gen
+        self.tables.get(table).valid_gen() != self.valid_gen
     }
 }

@@ -138,8 +138,8 @@ impl<S: Stage2> Mmu<S> {
                 return false;
             };
             let table = self.tables.get(id);
-            let here = TableLevel::Pt.base(keep) == table.gfn;
-            if table.leaves == 0 && !here && !self.is_obsolete(id) {
+            let here = TableLevel::Pt.base(keep) == table.gfn();
+            if table.leaves() == 0 && !here && !self.is_obsolete(id) {
                 self.clear_mmio(id);
                 let removed = self.free_if_empty(id);
                 self.invalidate_seq += 1;

@@ -3,8 +3,9 @@
 
 use crate::spte::Leaf;
 use crate::stage2::{
-    FlushEpoch, GuestAccess, Observed, Stage2, Stage2Error, TableHandle, TableLevel, TableNeeds, Unflushed,
+    FlushEpoch, GuestAccess, NoRam, Observed, Stage2, Stage2Error, TableHandle, TableLevel, TableNeeds, Unflushed,
 };
+use crate::table::HeapWords;
 use umbra_mmu_abi::{Backing, Gfn, SlotId};
 
 /// Hardware that agrees to everything, and allocates nothing.
@@ -12,6 +13,9 @@ use umbra_mmu_abi::{Backing, Gfn, SlotId};
 pub struct NullStage2(u32);
 
 impl Stage2 for NullStage2 {
+    type Words = HeapWords;
+    type Ram = NoRam;
+
     fn attach_slot(&mut self, _: SlotId, _: Backing, _: u32, _: GuestAccess) -> Result<(), Stage2Error> {
         Ok(())
     }
@@ -33,6 +37,9 @@ impl Stage2 for NullStage2 {
     }
     fn unmap(&mut self, _: SlotId, _: Gfn, _: &Leaf) -> Unflushed {
         Unflushed::NOTHING
+    }
+    fn protect(&mut self, _: SlotId, _: Gfn, _: &Leaf) -> Result<Unflushed, Stage2Error> {
+        Ok(Unflushed::NOTHING)
     }
     fn flush(&mut self, removed: Unflushed) -> FlushEpoch {
         FlushEpoch(removed.settle().into())

@@ -7,9 +7,10 @@
 
 use crate::spte::Leaf;
 use crate::stage2::{
-    BackingShape, FlushEpoch, Frame, GuestAccess, Observed, Resource, Stage2, Stage2Error, TableHandle, TableLevel,
-    TableNeeds, Unflushed,
+    BackingShape, FlushEpoch, Frame, GuestAccess, NoRam, Observed, Resource, Stage2, Stage2Error, TableHandle,
+    TableLevel, TableNeeds, Unflushed,
 };
+use crate::table::HeapWords;
 use alloc::collections::{BTreeMap, BTreeSet};
 use alloc::vec::Vec;
 use umbra_mmu_abi::{Access, Backing, Gfn, Gpa, PageLevel, SlotId};
@@ -253,6 +254,9 @@ const fn refused(operation: &'static str) -> Stage2Error {
 }
 
 impl Stage2 for SimStage2 {
+    type Words = HeapWords;
+    type Ram = NoRam;
+
     fn attach_slot(
         &mut self,
         slot: SlotId,
@@ -311,7 +315,7 @@ impl Stage2 for SimStage2 {
 
     fn link(&mut self, at: Gfn, level: TableLevel) -> Result<TableHandle, Stage2Error> {
         let above = match level {
-            TableLevel::Pml4 => return Err(refused("link of a root")),
+            TableLevel::Pml4 | TableLevel::Pml5 => return Err(refused("link of a root")),
             TableLevel::Pdpt => TableLevel::Pml4,
             TableLevel::Pd => TableLevel::Pdpt,
             TableLevel::Pt => TableLevel::Pd,
@@ -409,6 +413,35 @@ impl Stage2 for SimStage2 {
         self.cut_leaf(at, leaf.frame, leaf.level);
         self.unflushed += 1;
         Unflushed::removed(1)
+    }
+
+    fn protect(&mut self, slot: SlotId, at: Gfn, leaf: &Leaf) -> Result<Unflushed, Stage2Error> {
+        if self.refuses() {
+            return Err(refused("protect, as it was told to"));
+        }
+        let container = self.containers.get(&slot).expect("an attached slot");
+        if container.mapped.get(&leaf.frame) != Some(&(at, leaf.level)) {
+            return Err(refused("protect of what is not mapped"));
+        }
+        let wanted = match (container.access, leaf.access()) {
+            (GuestAccess::All, GuestAccess::All) => GuestAccess::All,
+            (GuestAccess::ReadExec, _) | (_, GuestAccess::ReadExec) => GuestAccess::ReadExec,
+        };
+        let there = self.leaf_place(at).and_then(|(table, index)| {
+            let entries = &mut self.tables.get_mut(&table).expect("it was just found").entries;
+            entries.get_mut(&index)
+        });
+        match there {
+            Some(Entry::Leaf { frame, access, .. }) if *frame == leaf.frame => {
+                if core::mem::replace(access, wanted) == wanted {
+                    return Ok(Unflushed::NOTHING);
+                }
+                self.unflushed += 1;
+                Ok(Unflushed::removed(1))
+            }
+            // Below a table that was cut off: its rights matter to nobody.
+            Some(_) | None => Ok(Unflushed::NOTHING),
+        }
     }
 
     fn flush(&mut self, removed: Unflushed) -> FlushEpoch {

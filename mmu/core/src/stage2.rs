@@ -1,8 +1,10 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
-//! What does the MMU ask of its hardware? The second stage of translation as a trait.
+//! What does the MMU ask of its hardware? The second stage of translation, the words of tables, guest memory: as traits.
 
 use crate::spte::Leaf;
+use crate::table::{ENTRIES, TableId};
 use core::fmt;
+use core::sync::atomic::AtomicU64;
 use umbra_mmu_abi::{Backing, BackingId, Gfn, PageLevel, SlotId};
 
 /// What a mapping lets the guest do. There is no "none": a kernel would map it readable.
@@ -108,12 +110,26 @@ pub enum TableLevel {
     Pd = 2,
     /// Page-directory-pointer table: entries of 1G.
     Pdpt = 3,
-    /// The root: entries of 512G.
+    /// Entries of 512G; the root, but for guests with five levels.
     Pml4 = 4,
+    /// Entries of 256T.
+    Pml5 = 5,
 }
 
 impl TableLevel {
-    /// From the root down.
+    /// The level of a number, 1 for the lowest.
+    pub const fn from_number(number: u8) -> Option<Self> {
+        match number {
+            1 => Some(Self::Pt),
+            2 => Some(Self::Pd),
+            3 => Some(Self::Pdpt),
+            4 => Some(Self::Pml4),
+            5 => Some(Self::Pml5),
+            _ => None,
+        }
+    }
+
+    /// From the root of four levels down.
     pub const TOP_DOWN: [Self; 4] = [Self::Pml4, Self::Pdpt, Self::Pd, Self::Pt];
 
     /// log2 of the 4K frames under one entry.
@@ -134,6 +150,7 @@ impl TableLevel {
             Self::Pd => Some(Self::Pt),
             Self::Pdpt => Some(Self::Pd),
             Self::Pml4 => Some(Self::Pdpt),
+            Self::Pml5 => Some(Self::Pml4),
         }
     }
 
@@ -268,7 +285,14 @@ pub enum Observed {
 ///
 /// Tables form a tree whose root always exists. `link` and `map` find the tables above in place; `unlink` may cut off
 /// a table with content, which is then out of reach and is unmapped and unlinked later, piece by piece.
+///
+/// In shadow mode hardware walks the MMU's own tables, and only `attach_slot`, `revoke_slot` and `flush` are called.
 pub trait Stage2 {
+    /// Where the words of tables are: on the heap, or where a processor walks them.
+    type Words: TableWords;
+    /// The guest's memory, for shadow mode; [`NoRam`] where there is none.
+    type Ram: GuestRam;
+
     /// Prepares a container for the mappings of `slot`: `npages` from `backing` at the most with `access`.
     ///
     /// # Errors
@@ -309,6 +333,13 @@ pub trait Stage2 {
     /// Takes a leaf of `slot` away again. It may hang below a table that was cut off.
     fn unmap(&mut self, slot: SlotId, at: Gfn, leaf: &Leaf) -> Unflushed;
 
+    /// Changes the rights of a mapping of `slot` in place, to those of `leaf`; frame and place are the same. To be asked
+    /// for what hardware has already changes nothing.
+    ///
+    /// # Errors
+    /// Refused: the hardware has no such mapping any more.
+    fn protect(&mut self, slot: SlotId, at: Gfn, leaf: &Leaf) -> Result<Unflushed, Stage2Error>;
+
     /// Meets the obligation.
     fn flush(&mut self, removed: Unflushed) -> FlushEpoch;
 
@@ -319,4 +350,53 @@ pub trait Stage2 {
     /// How many mappings the container of `slot` really holds, whether the MMU knows them or not.
     // REQ: RM-3
     fn count_mapped(&mut self, slot: SlotId) -> u32;
+}
+
+/// The words of all tables, 512 a table. Nobody but the MMU changes them, except for the bits that a processor sets.
+// REQ: SP-10
+pub trait TableWords {
+    /// The words of one table; it panics on a number at or past the capacity.
+    fn words(&self, table: TableId) -> &[AtomicU64; ENTRIES];
+    /// Tables that there are.
+    fn capacity(&self) -> usize;
+}
+
+/// How large a guest's table entry is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum GpteSize {
+    /// 4 bytes: 32-bit paging without PAE.
+    B4 = 4,
+    /// 8 bytes: all others.
+    B8 = 8,
+}
+
+/// The guest's memory as its tables are read and written: each access is one of the processor's, whole or not at all.
+pub trait GuestRam {
+    /// Reads the entry `offset` bytes into a frame.
+    fn read(&self, frame: Frame, offset: u16, size: GpteSize) -> u64;
+
+    /// Replaces it by `new` if it is `old`.
+    ///
+    /// # Errors
+    /// What is there instead.
+    fn compare_exchange(&self, frame: Frame, offset: u16, size: GpteSize, old: u64, new: u64) -> Result<(), u64>;
+
+    /// Writes bytes, for an emulated instruction; naturally aligned ones of 1, 2, 4 or 8 at once.
+    fn write(&self, frame: Frame, offset: u16, bytes: &[u8]);
+}
+
+/// The guest memory of an MMU that never looks at it: EPT mode.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct NoRam;
+
+impl GuestRam for NoRam {
+    fn read(&self, frame: Frame, _: u16, _: GpteSize) -> u64 {
+        panic!("{frame:?} is read, and EPT mode reads no guest memory")
+    }
+    fn compare_exchange(&self, frame: Frame, _: u16, _: GpteSize, _: u64, _: u64) -> Result<(), u64> {
+        panic!("{frame:?} is changed, and EPT mode changes no guest memory")
+    }
+    fn write(&self, frame: Frame, _: u16, _: &[u8]) {
+        panic!("{frame:?} is written, and EPT mode writes no guest memory")
+    }
 }

@@ -1,17 +1,30 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
 //! Where are the sptes? A pool of 512-entry tables, made at start; nothing here allocates later.
+//!
+//! Words and what is known about each table are atomics: processors, walkers without the lock and faults under the read
+//! side of mmu_lock use them at the same time. Who may change what:
+//!
+//! | what                            | changed by                                                         |
+//! |---------------------------------|--------------------------------------------------------------------|
+//! | a word, from empty to something | compare-and-exchange under the read side of mmu_lock               |
+//! | a word, W or R X restored       | compare-and-exchange, no lock                                      |
+//! | a word, to something smaller    | exchange, under mmu_lock                                           |
+//! | counts                          | whoever changed the word, after it                                 |
+//! | gfn, role, valid_gen, parents   | the one who took the table, before a word leads to it; then mmu_lock |
+//! | free list, list of MMIO tables  | their own leaf locks (KVM: `tdp_mmu_pages_lock`)                   |
 
 use crate::spte::{BadSpte, Spte, SpteKind};
-use crate::stage2::{Resource, TableHandle, TableLevel};
+use crate::stage2::{Resource, TableHandle, TableLevel, TableWords};
 use alloc::vec::Vec;
-use core::sync::atomic::{AtomicU64, Ordering};
+use core::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, AtomicUsize, Ordering};
+use spin::Mutex;
 use umbra_mmu_abi::Gfn;
 
 /// Entries of a table.
 pub const ENTRIES: usize = 512;
 
 /// A table of the pool.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct TableId(u32);
 
 impl TableId {
@@ -29,12 +42,29 @@ impl TableId {
 }
 
 /// The place of one spte (KVM: `sptep`).
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct SptePlace {
     /// The table.
     pub table: TableId,
     /// The entry, 0..512.
     pub index: u16,
+}
+
+impl SptePlace {
+    const INDEX_BITS: u32 = 9;
+
+    /// The place as a number below 2^41.
+    pub const fn pack(self) -> u64 {
+        (self.table.0 as u64) << Self::INDEX_BITS | self.index as u64
+    }
+
+    /// The place of a number that [`SptePlace::pack`] made.
+    pub const fn unpack(raw: u64) -> Self {
+        Self {
+            table: TableId((raw >> Self::INDEX_BITS) as u32),
+            index: raw as u16 & ((1 << Self::INDEX_BITS) - 1),
+        }
+    }
 }
 
 /// What a table is for (KVM: `role`); shadow paging adds to it.
@@ -44,31 +74,164 @@ pub struct Role {
     pub level: TableLevel,
 }
 
+impl Role {
+    const fn raw(self) -> u64 {
+        self.level as u64
+    }
+    fn from_raw(raw: u64) -> Self {
+        let level = TableLevel::from_number(raw as u8 & 7).expect("a role was written by its type");
+        Self { level }
+    }
+}
+
+/// A link of a list through the tables; also an optional handle.
+struct Link(AtomicU32);
+
+const NONE: u32 = u32::MAX;
+
+impl Link {
+    const fn none() -> Self {
+        Self(AtomicU32::new(NONE))
+    }
+    fn get(&self) -> Option<u32> {
+        match self.0.load(Ordering::Relaxed) {
+            NONE => None,
+            some => Some(some),
+        }
+    }
+    fn set(&self, to: Option<u32>) {
+        self.0.store(to.unwrap_or(NONE), Ordering::Relaxed);
+    }
+    fn table(&self) -> Option<TableId> {
+        self.get().map(TableId)
+    }
+    fn set_table(&self, to: Option<TableId>) {
+        self.set(to.map(|id| id.0));
+    }
+}
+
 /// What is known about a table besides its words (KVM: `kvm_mmu_page`).
-#[derive(Debug)]
 pub struct Table {
+    gfn: AtomicU64,
+    role: AtomicU64,
+    valid_gen: AtomicU64,
+    /// One word, tagged as a head of a reverse map: 0 for none, bit 0 clear for one place.
+    // REQ: SP-4
+    parent_ptes: AtomicU64,
+    handle: Link,
+    /// Words that are not empty; above bit 16 those that map a frame.
+    counts: AtomicU32,
+    mmio_cached: AtomicBool,
+    cursor: AtomicU32,
+    /// In the list of tables with MMIO sptes, or (`next`) in the free list, the retired ones, or the obsolete roots.
+    prev: Link,
+    next: Link,
+    /// When it was retired.
+    epoch: AtomicU64,
+}
+
+/// One leaf in [`Table::counts`].
+const LEAF: u32 = 1 << 16;
+
+impl Table {
+    fn new() -> Self {
+        Self {
+            gfn: AtomicU64::new(0),
+            role: AtomicU64::new(Role { level: TableLevel::Pt }.raw()),
+            valid_gen: AtomicU64::new(0),
+            parent_ptes: AtomicU64::new(0),
+            handle: Link::none(),
+            counts: AtomicU32::new(0),
+            mmio_cached: AtomicBool::new(false),
+            cursor: AtomicU32::new(0),
+            prev: Link::none(),
+            next: Link::none(),
+            epoch: AtomicU64::new(0),
+        }
+    }
+
     /// The first frame that it translates.
-    pub gfn: Gfn,
+    #[inline]
+    pub fn gfn(&self) -> Gfn {
+        Gfn::new(self.gfn.load(Ordering::Relaxed))
+    }
     /// What it is for.
-    pub role: Role,
+    #[inline]
+    pub fn role(&self) -> Role {
+        Role::from_raw(self.role.load(Ordering::Relaxed))
+    }
+    /// Gives it another role, as its `invalid` bit.
+    pub fn set_role(&self, role: Role) {
+        self.role.store(role.raw(), Ordering::Relaxed);
+    }
     /// `mmu_valid_gen` when it was made; another number than the MMU's makes it obsolete.
-    pub valid_gen: u64,
-    /// The spte that points here; the root has none.
-    pub parent: Option<SptePlace>,
-    /// Hardware's table for it. MMIO sptes alone need none.
-    pub handle: Option<TableHandle>,
+    #[inline]
+    pub fn valid_gen(&self) -> u64 {
+        self.valid_gen.load(Ordering::Relaxed)
+    }
+    /// The sptes that point here, as one tagged word.
+    pub fn parent_ptes(&self) -> &AtomicU64 {
+        &self.parent_ptes
+    }
+    /// The only spte that points here, in a tree; the root has none.
+    #[inline]
+    pub fn parent(&self) -> Option<SptePlace> {
+        match self.parent_ptes.load(Ordering::Relaxed) {
+            0 => None,
+            word => {
+                debug_assert!(word & 1 == 0, "a table of a tree has one parent");
+                Some(SptePlace::unpack((word >> 1) - 1))
+            }
+        }
+    }
+    /// Sets the only spte that points here.
+    pub fn set_parent(&self, place: Option<SptePlace>) {
+        let word = place.map_or(0, |place| (place.pack() + 1) << 1);
+        self.parent_ptes.store(word, Ordering::Relaxed);
+    }
+    /// Hardware's table for it. MMIO sptes alone need none. Changes under the `effects` lock.
+    #[inline]
+    pub fn handle(&self) -> Option<TableHandle> {
+        self.handle.get().map(TableHandle)
+    }
+    /// Changes [`Table::handle`].
+    pub fn set_handle(&self, handle: Option<TableHandle>) {
+        self.handle.set(handle.map(|handle| handle.0));
+    }
     /// Entries that are not empty.
-    pub used: u16,
+    pub fn used(&self) -> u16 {
+        self.counts.load(Ordering::Relaxed) as u16
+    }
     /// Entries that map something.
-    pub leaves: u16,
+    pub fn leaves(&self) -> u16 {
+        (self.counts.load(Ordering::Relaxed) >> 16) as u16
+    }
     /// Holds MMIO sptes, or did since they were last zapped.
     // REQ: GEN-8
-    pub mmio_cached: bool,
+    #[inline]
+    pub fn mmio_cached(&self) -> bool {
+        self.mmio_cached.load(Ordering::Relaxed)
+    }
     /// Where the background zap goes on.
-    pub cursor: u16,
-    /// In the list of `mmio_cached` tables, or (`next`) in the free list or the list of obsolete roots.
-    prev: Option<TableId>,
-    next: Option<TableId>,
+    pub fn cursor(&self) -> u16 {
+        self.cursor.load(Ordering::Relaxed) as u16
+    }
+    /// Moves [`Table::cursor`].
+    pub fn set_cursor(&self, at: u16) {
+        self.cursor.store(at.into(), Ordering::Relaxed);
+    }
+
+    fn count(&self, old: Spte, new: Spte) {
+        let weight = |spte: Spte| match (spte.is_empty(), spte.is_frame()) {
+            (true, _) => 0,
+            (false, false) => 1,
+            (false, true) => 1 + LEAF,
+        };
+        let change = weight(new).wrapping_sub(weight(old));
+        if change != 0 {
+            self.counts.fetch_add(change, Ordering::Relaxed);
+        }
+    }
 }
 
 /// A list through the tables themselves.
@@ -78,54 +241,82 @@ struct List {
     tail: Option<TableId>,
 }
 
-/// The pool.
-pub struct Tables {
-    tables: Vec<Table>,
-    words: Vec<[AtomicU64; ENTRIES]>,
+/// Tables nobody uses.
+#[derive(Debug, Default)]
+struct Unused {
     free: Option<TableId>,
-    free_count: usize,
-    mmio: List,
+    /// Cut off, in the order of their epochs: a walker may still be in them.
+    retired: List,
 }
 
-impl Tables {
-    /// A pool of `capacity` tables of 4 KiB.
+/// Words on the heap.
+pub struct HeapWords(Vec<[AtomicU64; ENTRIES]>);
+
+impl HeapWords {
+    /// `capacity` empty tables of 4 KiB.
     ///
     /// # Errors
     /// Not enough memory.
     pub fn new(capacity: usize) -> Result<Self, Resource> {
-        let mut tables = Vec::new();
         let mut words = Vec::new();
-        tables.try_reserve_exact(capacity).map_err(|_| Resource::Tables)?;
         words.try_reserve_exact(capacity).map_err(|_| Resource::Tables)?;
-        for id in 0..capacity {
-            words.push([const { AtomicU64::new(0) }; ENTRIES]);
-            tables.push(Table {
-                gfn: Gfn::new(0),
-                role: Role { level: TableLevel::Pt },
-                valid_gen: 0,
-                parent: None,
-                handle: None,
-                used: 0,
-                leaves: 0,
-                mmio_cached: false,
-                cursor: 0,
-                prev: None,
-                next: (id + 1 < capacity).then(|| TableId(id as u32 + 1)),
-            });
-        }
-        let free = (capacity > 0).then_some(TableId(0));
-        Ok(Self {
+        words.resize_with(capacity, || core::array::from_fn(|_| AtomicU64::new(0)));
+        Ok(Self(words))
+    }
+}
+
+impl TableWords for HeapWords {
+    #[inline]
+    fn words(&self, table: TableId) -> &[AtomicU64; ENTRIES] {
+        &self.0[table.at()]
+    }
+    fn capacity(&self) -> usize {
+        self.0.len()
+    }
+}
+
+/// The pool.
+pub struct Tables<W: TableWords = HeapWords> {
+    tables: Vec<Table>,
+    words: W,
+    unused: Mutex<Unused>,
+    free_count: AtomicUsize,
+    retired_count: AtomicUsize,
+    mmio: Mutex<List>,
+}
+
+impl<W: TableWords> Tables<W> {
+    /// A pool of all tables that `words` has; they are empty.
+    ///
+    /// # Errors
+    /// Not enough memory.
+    pub fn new(words: W) -> Result<Self, Resource> {
+        let capacity = words.capacity();
+        let mut tables = Vec::new();
+        tables.try_reserve_exact(capacity).map_err(|_| Resource::Tables)?;
+        tables.resize_with(capacity, Table::new);
+        let pool = Self {
             tables,
             words,
-            free,
-            free_count: capacity,
-            mmio: List::default(),
-        })
+            unused: Mutex::new(Unused::default()),
+            free_count: AtomicUsize::new(0),
+            retired_count: AtomicUsize::new(0),
+            mmio: Mutex::new(List::default()),
+        };
+        for id in (0..capacity as u32).rev() {
+            pool.put_back(TableId(id));
+        }
+        Ok(pool)
     }
 
-    /// Tables that [`Tables::take`] can give.
+    /// Tables that [`Tables::draw`] can give.
     pub fn free_count(&self) -> usize {
-        self.free_count
+        self.free_count.load(Ordering::Relaxed)
+    }
+
+    /// Tables that wait for walkers to leave.
+    pub fn retired_count(&self) -> usize {
+        self.retired_count.load(Ordering::Relaxed)
     }
 
     /// Tables in all.
@@ -134,55 +325,106 @@ impl Tables {
     }
 
     /// What is known about a table.
+    #[inline]
     pub fn get(&self, id: TableId) -> &Table {
         &self.tables[id.at()]
     }
 
-    /// The same, to change it. Words and counts change by [`Tables::set`] only.
-    pub fn get_mut(&mut self, id: TableId) -> &mut Table {
-        &mut self.tables[id.at()]
+    /// The words of a table, for what reads many.
+    #[inline]
+    pub fn words(&self, id: TableId) -> &[AtomicU64; ENTRIES] {
+        self.words.words(id)
     }
 
-    /// An empty table, with nothing pointing at it yet. The caller has looked at [`Tables::free_count`].
-    pub fn take(&mut self, gfn: Gfn, role: Role, valid_gen: u64) -> TableId {
-        let id = self.free.expect("a table was reserved before it is taken");
-        let table = &mut self.tables[id.at()];
-        self.free = table.next.take();
-        self.free_count -= 1;
-        *table = Table {
-            gfn,
-            role,
-            valid_gen,
-            parent: None,
-            handle: None,
-            used: 0,
-            leaves: 0,
-            mmio_cached: false,
-            cursor: 0,
-            prev: None,
-            next: None,
-        };
-        id
+    /// A table out of the pool, with nothing in it and nothing known about it: for [`Tables::init`] or
+    /// [`Tables::put_back`].
+    // REQ: SP-11
+    pub fn draw(&self) -> Option<TableId> {
+        let mut unused = self.unused.lock();
+        let id = unused.free?;
+        unused.free = self.get(id).next.table();
+        self.get(id).next.set(None);
+        self.free_count.fetch_sub(1, Ordering::Relaxed);
+        Some(id)
     }
 
-    /// Gives an empty, unlinked table back.
-    pub fn give_back(&mut self, id: TableId) {
+    /// A drawn table that was not used, or one that no walker can be in.
+    pub fn put_back(&self, id: TableId) {
+        let mut unused = self.unused.lock();
+        self.get(id).next.set_table(unused.free);
+        unused.free = Some(id);
+        self.free_count.fetch_add(1, Ordering::Relaxed);
+    }
+
+    /// Makes a drawn table ready. No word leads to it yet.
+    pub fn init(&self, id: TableId, gfn: Gfn, role: Role, valid_gen: u64) {
+        let table = self.get(id);
+        debug_assert!(table.used() == 0 && table.handle().is_none() && !table.mmio_cached());
+        table.gfn.store(gfn.raw(), Ordering::Relaxed);
+        table.valid_gen.store(valid_gen, Ordering::Relaxed);
+        table.set_role(role);
+        table.set_parent(None);
+        table.set_cursor(0);
+    }
+
+    /// [`Tables::draw`] and [`Tables::init`].
+    pub fn take(&self, gfn: Gfn, role: Role, valid_gen: u64) -> Option<TableId> {
+        let id = self.draw()?;
+        self.init(id, gfn, role, valid_gen);
+        Some(id)
+    }
+
+    /// Gives an empty table back that no word leads to any more; it is handed out again when every walker that was on
+    /// its way at `epoch` has left.
+    pub fn retire(&self, id: TableId, epoch: u64) {
         self.unmark_mmio(id);
-        let table = &mut self.tables[id.at()];
+        let table = self.get(id);
         assert_eq!(
-            (table.used, table.handle),
+            (table.used(), table.handle()),
             (0, None),
             "a table goes back empty and without a hardware table"
         );
-        table.next = self.free;
-        self.free = Some(id);
-        self.free_count += 1;
+        table.epoch.store(epoch, Ordering::Relaxed);
+        table.next.set(None);
+        let mut unused = self.unused.lock();
+        match unused.retired.tail.replace(id) {
+            Some(tail) => self.get(tail).next.set_table(Some(id)),
+            None => unused.retired.head = Some(id),
+        }
+        self.retired_count.fetch_add(1, Ordering::Relaxed);
     }
 
-    /// The word at a place.
+    /// Frees what was retired before `safe`, the epoch that every walker has seen; how many tables.
+    pub fn reclaim(&self, safe: u64) -> usize {
+        let mut reclaimed = 0;
+        let mut unused = self.unused.lock();
+        while let Some(id) = unused.retired.head {
+            let table = self.get(id);
+            if table.epoch.load(Ordering::Relaxed) >= safe {
+                break;
+            }
+            unused.retired.head = table.next.table();
+            if unused.retired.head.is_none() {
+                unused.retired.tail = None;
+            }
+            table.next.set_table(unused.free);
+            unused.free = Some(id);
+            reclaimed += 1;
+        }
+        self.free_count.fetch_add(reclaimed, Ordering::Relaxed);
+        self.retired_count.fetch_sub(reclaimed, Ordering::Relaxed);
+        reclaimed
+    }
+
+    #[inline]
+    fn word(&self, place: SptePlace) -> &AtomicU64 {
+        &self.words.words(place.table)[place.index as usize]
+    }
+
+    /// The word at a place. What it leads to is initialised.
     #[inline]
     pub fn read(&self, place: SptePlace) -> Spte {
-        Spte::from_raw(self.words[place.table.at()][place.index as usize].load(Ordering::Relaxed))
+        Spte::from_raw(self.word(place).load(Ordering::Acquire))
     }
 
     /// What the word at a place says.
@@ -190,41 +432,48 @@ impl Tables {
     /// # Errors
     /// It is no spte of that level.
     pub fn decode(&self, place: SptePlace) -> Result<SpteKind, BadSpte> {
-        self.read(place).decode(self.get(place.table).role.level as u8)
+        self.read(place).decode(self.get(place.table).role().level as u8)
     }
 
-    /// What the word at a place says; every word in a table was written by [`Tables::set`].
+    /// What the word at a place says; every word in a table was written by this type.
     #[inline]
     pub fn kind(&self, place: SptePlace) -> SpteKind {
         let spte = self.read(place);
-        match spte.peek(self.get(place.table).role.level as u8) {
+        match spte.peek(self.get(place.table).role().level as u8) {
             Ok(kind) => kind,
             Err(bad) => panic!("{place:?} holds {:#x}, which is no spte", bad.0),
         }
     }
 
-    /// Replaces a word by one exchange and keeps the counts; the old word is the answer.
+    /// Replaces a word by one exchange and keeps the counts; the old word, with whatever others set in it, is the
+    /// answer.
+    // REQ: DT-3
     #[inline]
-    pub fn set(&mut self, place: SptePlace, new: Spte) -> Spte {
-        let word = &self.words[place.table.at()][place.index as usize];
-        let old = Spte::from_raw(word.swap(new.raw(), Ordering::AcqRel));
-        let table = &mut self.tables[place.table.at()];
-        if !new.is_empty() {
-            table.used += 1;
-            table.leaves += u16::from(new.is_frame());
-        }
-        if !old.is_empty() {
-            table.used -= 1;
-            table.leaves -= u16::from(old.is_frame());
-        }
+    pub fn set(&self, place: SptePlace, new: Spte) -> Spte {
+        let old = Spte::from_raw(self.word(place).swap(new.raw(), Ordering::AcqRel));
+        self.get(place.table).count(old, new);
         old
+    }
+
+    /// Replaces a word if it is still `old`, and keeps the counts.
+    ///
+    /// # Errors
+    /// What is there instead.
+    // REQ: DT-3
+    #[inline]
+    pub fn compare_exchange(&self, place: SptePlace, old: Spte, new: Spte) -> Result<(), Spte> {
+        self.word(place)
+            .compare_exchange(old.raw(), new.raw(), Ordering::AcqRel, Ordering::Acquire)
+            .map(|_| self.get(place.table).count(old, new))
+            .map_err(Spte::from_raw)
     }
 
     /// The gfn that an spte of a direct table translates.
     // REQ: RM-2
+    #[inline]
     pub fn gfn_of(&self, place: SptePlace) -> Gfn {
         let table = self.get(place.table);
-        Gfn::new(table.gfn.raw() + ((place.index as u64) << table.role.level.entry_shift()))
+        Gfn::new(table.gfn().raw() + ((place.index as u64) << table.role().level.entry_shift()))
     }
 
     /// The entry of `table` that translates `gfn`.
@@ -238,50 +487,59 @@ impl Tables {
 
     /// Puts a table on the list of those that hold MMIO sptes.
     // REQ: GEN-8
-    pub fn mark_mmio(&mut self, id: TableId) {
-        if self.tables[id.at()].mmio_cached {
+    pub fn mark_mmio(&self, id: TableId) {
+        let table = self.get(id);
+        if table.mmio_cached() {
             return;
         }
-        let tail = self.mmio.tail.replace(id);
-        match tail {
-            Some(tail) => self.tables[tail.at()].next = Some(id),
-            None => self.mmio.head = Some(id),
+        let mut list = self.mmio.lock();
+        if table.mmio_cached.swap(true, Ordering::Relaxed) {
+            return;
         }
-        let table = &mut self.tables[id.at()];
-        table.mmio_cached = true;
-        table.prev = tail;
-        table.next = None;
+        let tail = list.tail.replace(id);
+        match tail {
+            Some(tail) => self.get(tail).next.set_table(Some(id)),
+            None => list.head = Some(id),
+        }
+        table.prev.set_table(tail);
+        table.next.set(None);
     }
 
     /// Takes a table off that list.
-    pub fn unmark_mmio(&mut self, id: TableId) {
-        let table = &mut self.tables[id.at()];
-        if !core::mem::take(&mut table.mmio_cached) {
+    pub fn unmark_mmio(&self, id: TableId) {
+        let table = self.get(id);
+        if !table.mmio_cached() {
             return;
         }
-        let (prev, next) = (table.prev.take(), table.next.take());
+        let mut list = self.mmio.lock();
+        if !table.mmio_cached.swap(false, Ordering::Relaxed) {
+            return;
+        }
+        let (prev, next) = (table.prev.table(), table.next.table());
+        table.prev.set(None);
+        table.next.set(None);
         match prev {
-            Some(prev) => self.tables[prev.at()].next = next,
-            None => self.mmio.head = next,
+            Some(prev) => self.get(prev).next.set_table(next),
+            None => list.head = next,
         }
         match next {
-            Some(next) => self.tables[next.at()].prev = prev,
-            None => self.mmio.tail = prev,
+            Some(next) => self.get(next).prev.set_table(prev),
+            None => list.tail = prev,
         }
     }
 
     /// The table that has been on that list for longest.
     pub fn oldest_mmio(&self) -> Option<TableId> {
-        self.mmio.head
+        self.mmio.lock().head
     }
 
     /// Chains an obsolete root before another.
-    pub fn chain(&mut self, id: TableId, next: Option<TableId>) {
-        self.tables[id.at()].next = next;
+    pub fn chain(&self, id: TableId, next: Option<TableId>) {
+        self.get(id).next.set_table(next);
     }
 
     /// The root chained after this one.
     pub fn chained(&self, id: TableId) -> Option<TableId> {
-        self.get(id).next
+        self.get(id).next.table()
     }
 }

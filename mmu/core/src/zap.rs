@@ -4,7 +4,7 @@
 use crate::Mmu;
 use crate::spte::{Spte, SpteKind};
 use crate::stage2::{Stage2, TableLevel, Unflushed};
-use crate::table::{ENTRIES, Role, SptePlace, TableId};
+use crate::table::{ENTRIES, SptePlace, TableId};
 use crate::trace::Event;
 use umbra_mmu_abi::{Gfn, SlotId};
 
@@ -70,8 +70,8 @@ impl<S: Stage2> Mmu<S> {
     pub(crate) fn free_if_empty(&mut self, table: TableId) -> Unflushed {
         let mut removed = Unflushed::NOTHING;
         let mut at = Some(table);
-        while let Some(id) = at.filter(|id| *id != self.root && self.tables.get(*id).used == 0) {
-            at = self.tables.get(id).parent.map(|place| place.table);
+        while let Some(id) = at.filter(|id| *id != self.root && self.tables.get(*id).used() == 0) {
+            at = self.tables.get(id).parent().map(|place| place.table);
             removed.and(self.free_one(id));
         }
         removed
@@ -79,12 +79,14 @@ impl<S: Stage2> Mmu<S> {
 
     /// Frees one empty table: the spte that points at it, its hardware table, its place in the pool.
     pub(crate) fn free_one(&mut self, id: TableId) -> Unflushed {
-        let table = self.tables.get_mut(id);
-        let (handle, parent) = (table.handle.take(), table.parent.take());
+        let table = self.tables.get(id);
+        let (handle, parent) = (table.handle(), table.parent());
+        table.set_handle(None);
         if let Some(place) = parent {
             self.tables.set(place, Spte::EMPTY);
         }
-        self.tables.give_back(id);
+        self.tables.retire(id, 0);
+        self.tables.reclaim(1);
         handle.map_or(Unflushed::NOTHING, |handle| self.stage2.unlink(handle))
     }
 
@@ -93,7 +95,7 @@ impl<S: Stage2> Mmu<S> {
     // REQ: ZAP-1, ZAP-3
     pub fn zap_all(&mut self) {
         self.stats.zap_alls += 1;
-        if self.tables.get(self.root).used == 0 {
+        if self.tables.get(self.root).used() == 0 {
             return;
         }
         while self.tables.free_count() == 0 {
@@ -106,23 +108,19 @@ impl<S: Stage2> Mmu<S> {
         let old = self.root;
         self.valid_gen += 1;
         self.invalidate_seq += 1;
-        self.root = self.tables.take(
-            Gfn::new(0),
-            Role {
-                level: TableLevel::Pml4,
-            },
-            self.valid_gen,
-        );
+        self.root = self.take(Gfn::new(0), TableLevel::Pml4);
         // "Reloading the roots": hardware's root stays, and loses its entries, one for each 512 GiB in use.
         let mut removed = Unflushed::NOTHING;
-        let mut entries = self.tables.get(old).used;
+        let mut entries = self.tables.get(old).used();
         for index in 0..ENTRIES as u16 {
             if entries == 0 {
                 break;
             }
             if let Some(table) = self.tables.read(SptePlace { table: old, index }).peek_table() {
                 entries -= 1;
-                let handle = self.tables.get_mut(table).handle.take();
+                let table = self.tables.get(table);
+                let handle = table.handle();
+                table.set_handle(None);
                 removed.and(handle.map_or(Unflushed::NOTHING, |handle| self.stage2.unlink(handle)));
             }
         }
@@ -156,11 +154,11 @@ impl<S: Stage2> Mmu<S> {
         while budget > 0 {
             let place = SptePlace {
                 table,
-                index: self.tables.get(table).cursor,
+                index: self.tables.get(table).cursor(),
             };
-            if place.index as usize == ENTRIES || self.tables.get(table).used == 0 {
+            if place.index as usize == ENTRIES || self.tables.get(table).used() == 0 {
                 budget = budget.saturating_sub(SCAN_PER_STEP);
-                let parent = self.tables.get(table).parent;
+                let parent = self.tables.get(table).parent();
                 let next = self.tables.chained(table);
                 removed.and(self.free_obsolete(table));
                 match parent {
@@ -191,7 +189,7 @@ impl<S: Stage2> Mmu<S> {
                     continue;
                 }
             }
-            self.tables.get_mut(table).cursor += 1;
+            self.tables.get(table).set_cursor(place.index + 1);
         }
         self.stage2.flush(removed);
         true
@@ -202,14 +200,14 @@ impl<S: Stage2> Mmu<S> {
         let mut table = root;
         loop {
             let at = self.tables.get(table);
-            if at.cursor as usize == ENTRIES || at.role.level == TableLevel::Pt {
+            if at.cursor() as usize == ENTRIES || at.role().level == TableLevel::Pt {
                 return table;
             }
             match self
                 .tables
                 .read(SptePlace {
                     table,
-                    index: at.cursor,
+                    index: at.cursor(),
                 })
                 .peek_table()
             {
@@ -221,7 +219,7 @@ impl<S: Stage2> Mmu<S> {
 
     fn free_obsolete(&mut self, table: TableId) -> Unflushed {
         // The list through `next` ends here before the pool uses it again.
-        if self.tables.get(table).parent.is_none() {
+        if self.tables.get(table).parent().is_none() {
             self.tables.chain(table, None);
         }
         self.free_one(table)

@@ -127,8 +127,8 @@ impl<S: Stage2> Mmu<S> {
             table = match self.tables.kind(place) {
                 SpteKind::Table(next) => next,
                 SpteKind::Empty => {
-                    let next = self.tables.take(below.base(gfn), Role { level: below }, self.valid_gen);
-                    self.tables.get_mut(next).parent = Some(place);
+                    let next = self.take(below.base(gfn), below);
+                    self.tables.get(next).set_parent(Some(place));
                     self.tables.set(place, Spte::table(next));
                     next
                 }
@@ -141,20 +141,26 @@ impl<S: Stage2> Mmu<S> {
         table
     }
 
+    /// An empty table; free ones were counted before.
+    pub(crate) fn take(&mut self, gfn: Gfn, level: TableLevel) -> TableId {
+        let table = self.tables.take(gfn, Role { level }, self.valid_gen);
+        table.expect("a table was reserved before it is taken")
+    }
+
     /// Gives `table` and those above it their hardware tables, from the top.
     fn link_down_to(&mut self, table: TableId) -> Result<(), FaultError> {
         let mut way = [None; 4];
         let mut at = Some(table);
         while let Some(id) = at {
             let table = self.tables.get(id);
-            way[table.role.level as usize - 1] = Some(id);
-            at = table.parent.map(|place| place.table);
+            way[table.role().level as usize - 1] = Some(id);
+            at = table.parent().map(|place| place.table);
         }
         for id in way.into_iter().rev().flatten() {
             let table = self.tables.get(id);
-            if table.handle.is_none() && table.role.level != TableLevel::Pml4 {
-                let handle = self.stage2.link(table.gfn, table.role.level)?;
-                self.tables.get_mut(id).handle = Some(handle);
+            if table.handle().is_none() && table.role().level != TableLevel::Pml4 {
+                let handle = self.stage2.link(table.gfn(), table.role().level)?;
+                self.tables.get(id).set_handle(Some(handle));
             }
         }
         Ok(())

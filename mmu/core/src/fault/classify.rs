@@ -73,7 +73,7 @@ impl<S: Stage2> Mmu<S> {
             table = self
                 .tables
                 .get(table)
-                .parent
+                .parent()
                 .expect("only the root has no parent")
                 .table;
             at += 1;

@@ -16,6 +16,89 @@ use crate::stage2::{Resource, Stage2, Stage2Error};
 use apply::Applied;
 use umbra_mmu_abi::{Access, FaultOutcome, Gpa, Mmio};
 
+bitflags::bitflags! {
+    /// The error code of a page fault, as the processor pushes it (SDM vol. 3, figure 5-12).
+    #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+    pub struct ErrorCode: u32 {
+        /// The translation was present, and did not allow the access.
+        const P = 1 << 0;
+        /// A write.
+        const W = 1 << 1;
+        /// In user mode.
+        const U = 1 << 2;
+        /// A reserved bit was set in an entry on the way.
+        const RSVD = 1 << 3;
+        /// An instruction fetch.
+        const I = 1 << 4;
+        /// A protection key forbade it.
+        const PK = 1 << 5;
+        /// A shadow-stack access.
+        const SS = 1 << 6;
+    }
+}
+
+impl ErrorCode {
+    /// The kind of access. A write is none of the others.
+    #[inline]
+    pub fn access(self) -> Access {
+        match (self.contains(Self::W), self.contains(Self::I)) {
+            (true, _) => Access::Write,
+            (false, true) => Access::Fetch,
+            (false, false) => Access::Read,
+        }
+    }
+}
+
+/// An access that hardware did not translate.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Fault {
+    /// Guest-physical in EPT mode, guest-virtual in shadow mode.
+    pub address: u64,
+    /// What was tried.
+    pub code: ErrorCode,
+}
+
+impl Fault {
+    /// An EPT violation, in the words of a page fault. Whether the translation was present, the sptes say.
+    #[inline]
+    pub fn violation(gpa: Gpa, access: Access) -> Self {
+        let code = match access {
+            Access::Read => ErrorCode::empty(),
+            Access::Write => ErrorCode::W,
+            Access::Fetch => ErrorCode::I,
+        };
+        Self {
+            address: gpa.raw(),
+            code,
+        }
+    }
+}
+
+/// A fault for the guest's own handler.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct GuestFault {
+    /// The address, for cr2.
+    pub cr2: u64,
+    /// What the processor pushes.
+    pub code: ErrorCode,
+}
+
+/// What comes of a fault.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Outcome {
+    /// Enter the guest again.
+    Resume,
+    /// No memory there: emulate the access.
+    Emulate(Mmio),
+    /// A write to one of the guest's own tables: emulate it, and tell the MMU what was written.
+    EmulateTableWrite {
+        /// Where the write goes.
+        gpa: Gpa,
+    },
+    /// The guest's tables do not allow it: its own fault.
+    Reflect(GuestFault),
+}
+
 /// Why a fault could not be handled. It is our fault or our limits', never the guest's.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum FaultError {

@@ -67,7 +67,7 @@ impl<S: Stage2> Mmu<S> {
         let rmap = self.rmaps[slot.id.0 as usize].as_ref()?;
         let unmapped = rmap.first(&self.rmap_entries, map.at, map.leaf.level).is_none();
         // A hardware table hangs below others, as far as the current tree goes.
-        let linked = self.tables.get(walk.place.table).handle.is_some();
+        let linked = self.tables.get(walk.place.table).handle().is_some();
         let ready = walk.level == TableLevel::of_page(map.leaf.level) && linked && unmapped;
         ready.then_some((map, walk.place))
     }
@@ -133,9 +133,9 @@ impl<S: Stage2> Mmu<S> {
         for level in TableLevel::TOP_DOWN.into_iter().filter(|level| *level >= down_to) {
             let table = self.on_the_way(walk, level);
             tables += usize::from(table.is_none());
-            if table.is_none_or(|id| self.tables.get(id).handle.is_none()) {
+            if table.is_none_or(|id| self.tables.get(id).handle().is_none()) {
                 match level {
-                    TableLevel::Pml4 => {}
+                    TableLevel::Pml4 | TableLevel::Pml5 => {}
                     TableLevel::Pdpt => hardware.pdpt += 1,
                     TableLevel::Pd => hardware.pd += 1,
                     TableLevel::Pt => hardware.pt += 1,

@@ -1,0 +1,163 @@
+// SPDX-License-Identifier: MIT OR Apache-2.0
+//! What does the MMU keep for one virtual processor? What only its own faults use, so that no lock is needed.
+
+use crate::table::TableId;
+use umbra_mmu_abi::{Generation, Gfn, Gpa};
+
+/// Virtual processors of one VM.
+pub const MAX_VCPUS: usize = 64;
+
+/// The number of a virtual processor, below [`MAX_VCPUS`].
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub struct VcpuId(u8);
+
+impl VcpuId {
+    /// Number `id`.
+    ///
+    /// # Panics
+    /// It is not below [`MAX_VCPUS`].
+    pub const fn new(id: u8) -> Self {
+        assert!((id as usize) < MAX_VCPUS);
+        Self(id)
+    }
+    /// As an index, below [`MAX_VCPUS`].
+    pub const fn index(self) -> usize {
+        self.0 as usize
+    }
+}
+
+/// A virtual processor as its owner holds it. Whoever has it is the only one who faults for it.
+#[derive(Debug)]
+#[expect(dead_code, reason = "faults do not take it yet")]
+pub struct Vcpu {
+    pub(crate) id: VcpuId,
+    pub(crate) cache: TableCache,
+    pub(crate) mmio: MmioCache,
+    pub(crate) spurious: Spurious,
+}
+
+impl Vcpu {
+    /// With nothing in its caches.
+    pub const fn new(id: VcpuId) -> Self {
+        Self {
+            id,
+            cache: TableCache::new(),
+            mmio: MmioCache::EMPTY,
+            spurious: Spurious::NONE,
+        }
+    }
+
+    /// Its number.
+    pub const fn id(&self) -> VcpuId {
+        self.id
+    }
+}
+
+/// Tables that were drawn before mmu_lock was taken, so that nothing can run out under it.
+// REQ: SP-11
+#[derive(Debug)]
+pub(crate) struct TableCache {
+    tables: [Option<TableId>; Self::CAPACITY],
+    len: usize,
+}
+
+#[expect(dead_code, reason = "faults do not take it yet")]
+impl TableCache {
+    /// Tables below a root that one fault can need, for a guest with five levels.
+    pub(crate) const CAPACITY: usize = 5;
+
+    const fn new() -> Self {
+        Self {
+            tables: [None; Self::CAPACITY],
+            len: 0,
+        }
+    }
+
+    pub(crate) const fn len(&self) -> usize {
+        self.len
+    }
+
+    pub(crate) fn push(&mut self, table: TableId) {
+        self.tables[self.len] = Some(table);
+        self.len += 1;
+    }
+
+    pub(crate) fn pop(&mut self) -> Option<TableId> {
+        self.len = self.len.checked_sub(1)?;
+        self.tables[self.len].take()
+    }
+}
+
+/// The last access that had no memory behind it.
+// REQ: GEN-7
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct MmioCache {
+    /// The page of the address that faulted: guest-virtual in shadow mode, else guest-physical. No page at first.
+    page: u64,
+    /// Its frame.
+    gfn: Gfn,
+    /// What was tried, as bits of the error code.
+    access: u32,
+    generation: Generation,
+}
+
+#[expect(dead_code, reason = "faults do not take it yet")]
+impl MmioCache {
+    const EMPTY: Self = Self {
+        page: u64::MAX,
+        gfn: Gfn::new(0),
+        access: 0,
+        generation: Generation(u32::MAX),
+    };
+
+    /// Remembers that `page` is `gfn`, and has no memory at `generation`.
+    pub(crate) fn fill(&mut self, page: u64, gfn: Gfn, access: u32, generation: Generation) {
+        *self = Self {
+            page,
+            gfn,
+            access,
+            generation,
+        };
+    }
+
+    /// The frame, if this very access was made last and no slot has changed since.
+    #[inline]
+    pub(crate) fn get(&self, page: u64, access: u32, generation: Generation) -> Option<Gfn> {
+        let same = self.page == page && self.access == access && self.generation == generation;
+        same.then_some(self.gfn)
+    }
+
+    /// Forgets everything: cr3 was loaded.
+    pub(crate) fn drop_all(&mut self) {
+        *self = Self::EMPTY;
+    }
+
+    /// Forgets `page`: invlpg.
+    pub(crate) fn drop_page(&mut self, page: u64) {
+        if self.page == page {
+            self.drop_all();
+        }
+    }
+}
+
+/// Faults in a row at one address that is mapped.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Spurious {
+    pub(crate) at: Gpa,
+    pub(crate) times: u32,
+}
+
+#[expect(dead_code, reason = "faults do not take it yet")]
+impl Spurious {
+    const NONE: Self = Self {
+        at: Gpa::new(u64::MAX),
+        times: 0,
+    };
+
+    /// Counts one more at `at`.
+    pub(crate) fn count(&mut self, at: Gpa) -> u32 {
+        self.times = if self.at == at { self.times + 1 } else { 1 };
+        self.at = at;
+        self.times
+    }
+}
