@@ -5,6 +5,7 @@
 //! |-------------------------------------------|----------------|
 //! | which memory does the guest have?         | [`slots`]      |
 //! | what does an spte say?                    | [`spte`]       |
+//! | what is a table for?                      | [`role`]       |
 //! | where are the sptes?                      | [`table`]      |
 //! | which sptes map a frame?                  | [`rmap`]       |
 //! | what happens on a fault?                  | [`fault`]      |
@@ -31,6 +32,7 @@ pub mod generation;
 pub mod mmio;
 pub mod null;
 pub mod rmap;
+pub mod role;
 pub mod sim;
 pub mod slots;
 pub mod spte;

@@ -3,7 +3,7 @@
 
 use crate::Mmu;
 use crate::fault::Walk;
-use crate::spte::{MmioAccess, MmioSpte, Spte, SpteKind};
+use crate::spte::{Format, MmioAccess, MmioSpte, Spte, SpteKind};
 use crate::stage2::{Stage2, TableLevel, Unflushed};
 use crate::table::{ENTRIES, SptePlace, TableId};
 use crate::trace::Event;
@@ -43,11 +43,14 @@ impl<S: Stage2> Mmu<S> {
             return false;
         };
         let fresh = spte
-            == Spte::mmio(MmioSpte {
-                gfn,
-                access: MmioAccess::All,
-                generation,
-            });
+            == Spte::mmio(
+                Format::Ept,
+                MmioSpte {
+                    gfn,
+                    access: MmioAccess::All,
+                    generation,
+                },
+            );
         if fresh {
             let result = MmioCheck::Emulate;
             self.trace.event(|| Event::CheckMmio {
@@ -107,11 +110,14 @@ impl<S: Stage2> Mmu<S> {
         }
         self.tables.set(
             place,
-            Spte::mmio(MmioSpte {
-                gfn,
-                access: MmioAccess::All,
-                generation,
-            }),
+            Spte::mmio(
+                Format::Ept,
+                MmioSpte {
+                    gfn,
+                    access: MmioAccess::All,
+                    generation,
+                },
+            ),
         );
         self.tables.mark_mmio(table);
         self.trace.event(|| Event::MarkMmio { gfn, generation });

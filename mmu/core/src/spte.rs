@@ -1,52 +1,53 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
 //! What does a 64-bit shadow page table entry say? One kind per bit pattern, or it is refused.
 //!
-//! | bits    | table | leaf                        | access-tracked leaf | MMIO                        |
-//! |---------|-------|-----------------------------|---------------------|-----------------------------|
-//! | 0       | 1     | 1 (R)                       | 0                   | 0                           |
-//! | 1       | 1     | W                           | 0                   | access: write               |
-//! | 2       | 1     | 1 (X)                       | 0                   | access: user                |
-//! | 3..=11  | 0     | bit 7: large (2M), others 0 | as leaf             | generation, low 9 bits      |
-//! | 12..=51 | table | frame                       | frame               | gfn                         |
-//! | 52..=61 | 0     | 52: no A/D bits             | 52: no A/D bits     | generation, high 10 bits    |
-//! |         |       | 57: host-writable           | 54, 56: saved R, X  |                             |
-//! |         |       | 58: MMU-writable            | 57, 58 as leaf      |                             |
-//! | 62, 63  | 0 0   | 0 0                         | 1 0                 | 1 1                         |
-//!
-//! Where a table is walked by hardware its MMIO sptes need reserved bits in the places that the paging mode has; in EPT
-//! mode hardware never sees these words, and bit 0 clear is enough for the tag.
+//! The kinds are the same for every table; the bits are those of a [`Format`]: the mirror of an EPT ([`ept`]), or an x86
+//! page table that hardware walks ([`shadow`]).
+
+pub mod ept;
+pub mod shadow;
 
 use crate::generation::GENERATION_MAX;
 use crate::stage2::{Frame, GuestAccess};
 use crate::table::TableId;
+pub use shadow::ShadowLayout;
 use umbra_mmu_abi::{GENERATION_BITS, Generation, Gfn, PageLevel};
 
-const READ: u64 = 1 << 0;
-const WRITE: u64 = 1 << 1;
-const EXEC: u64 = 1 << 2;
+// What both formats have at the same place.
 const LARGE: u64 = 1 << 7;
 const ADDRESS_SHIFT: u32 = 12;
-const ADDRESS: u64 = ((1 << 40) - 1) << ADDRESS_SHIFT;
-/// The leaf is of a kind without accessed and dirty bits.
-const AD_DISABLED: u64 = 1 << 52;
-const SAVED_READ: u64 = 1 << 54;
-const SAVED_EXEC: u64 = 1 << 56;
-const HOST_WRITABLE: u64 = 1 << 57;
-const MMU_WRITABLE: u64 = 1 << 58;
-const SPECIAL: u64 = 1 << 62;
-const TAG: u64 = 0b11 << 62;
-
+const MMIO_WRITE: u64 = 1 << 1;
+const MMIO_USER: u64 = 1 << 2;
+const MMIO_TAG: u64 = 0b11 << 62;
 const GENERATION_LOW_BITS: u32 = 9;
 const GENERATION_LOW_SHIFT: u32 = 3;
 const GENERATION_HIGH_SHIFT: u32 = 52;
 const GENERATION_LOW: u64 = ((1 << GENERATION_LOW_BITS) - 1) << GENERATION_LOW_SHIFT;
 const GENERATION_HIGH: u64 = ((1 << (GENERATION_BITS - GENERATION_LOW_BITS)) - 1) << GENERATION_HIGH_SHIFT;
 
-// REQ: GEN-2: the four fields of an MMIO spte share no bit.
 const _: () = assert!(GENERATION_LOW & GENERATION_HIGH == 0);
-const _: () = assert!((GENERATION_LOW | GENERATION_HIGH) & (ADDRESS | TAG | READ | WRITE | EXEC) == 0);
-const _: () = assert!(ADDRESS & (TAG | READ | WRITE | EXEC | LARGE | AD_DISABLED) == 0);
-const _: () = assert!((SAVED_READ | SAVED_EXEC) & (HOST_WRITABLE | MMU_WRITABLE | AD_DISABLED) == 0);
+
+/// Whose bits a word has.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Format {
+    /// The mirror of an EPT: hardware never sees the words.
+    Ept,
+    /// x86 page tables, at these addresses.
+    Shadow(ShadowLayout),
+}
+
+bitflags::bitflags! {
+    /// What a leaf allows beside reads and, where [`Writable`] says so, writes.
+    #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+    pub struct Rights: u8 {
+        /// User mode.
+        const USER = 1 << 0;
+        /// Instruction fetches.
+        const EXEC = 1 << 1;
+        /// Both; the only value of an EPT mirror.
+        const ALL = Self::USER.bits() | Self::EXEC.bits();
+    }
+}
 
 /// Whether, and through whom, a present leaf can be written. The order is the implication
 /// WRITE ⇒ MMU_WRITABLE ⇒ HOST_WRITABLE.
@@ -65,28 +66,6 @@ pub enum Writable {
 impl Writable {
     /// Every state, in order.
     pub const ALL: [Self; 4] = [Self::HostReadOnly, Self::Protected, Self::Restorable, Self::Now];
-
-    const fn bits(self) -> u64 {
-        match self {
-            Self::HostReadOnly => 0,
-            Self::Protected => HOST_WRITABLE,
-            Self::Restorable => HOST_WRITABLE | MMU_WRITABLE,
-            Self::Now => HOST_WRITABLE | MMU_WRITABLE | WRITE,
-        }
-    }
-
-    fn of(word: u64) -> Result<Self, BadSpte> {
-        const PROTECTED: u64 = Writable::Protected.bits();
-        const RESTORABLE: u64 = Writable::Restorable.bits();
-        const NOW: u64 = Writable::Now.bits();
-        match word & NOW {
-            0 => Ok(Self::HostReadOnly),
-            PROTECTED => Ok(Self::Protected),
-            RESTORABLE => Ok(Self::Restorable),
-            NOW => Ok(Self::Now),
-            _ => Err(BadSpte(word)),
-        }
-    }
 }
 
 /// A leaf that maps a frame.
@@ -98,6 +77,8 @@ pub struct Leaf {
     pub level: PageLevel,
     /// Its W bit and who may set it.
     pub writable: Writable,
+    /// What else it allows.
+    pub rights: Rights,
 }
 
 impl Leaf {
@@ -130,9 +111,9 @@ impl MmioAccess {
     const fn bits(self) -> u64 {
         match self {
             Self::Read => 0,
-            Self::Write => WRITE,
-            Self::User => EXEC,
-            Self::All => WRITE | EXEC,
+            Self::Write => MMIO_WRITE,
+            Self::User => MMIO_USER,
+            Self::All => MMIO_WRITE | MMIO_USER,
         }
     }
 }
@@ -186,37 +167,39 @@ impl Spte {
     }
 
     /// Points at a table.
-    pub const fn table(id: TableId) -> Self {
-        Self((id.raw() as u64) << ADDRESS_SHIFT | READ | WRITE | EXEC)
+    #[inline]
+    pub const fn table(format: Format, id: TableId) -> Self {
+        match format {
+            Format::Ept => ept::table(id),
+            Format::Shadow(layout) => shadow::table(&layout, id),
+        }
     }
 
     /// Maps a frame.
-    pub const fn leaf(leaf: Leaf) -> Self {
-        Self(Self::frame_bits(&leaf) | leaf.writable.bits() | READ | EXEC)
+    #[inline]
+    pub const fn leaf(format: Format, leaf: Leaf) -> Self {
+        match format {
+            Format::Ept => ept::leaf(leaf),
+            Format::Shadow(layout) => shadow::leaf(&layout, leaf),
+        }
     }
 
-    /// Keeps R and X aside so that the next access faults; W is not kept (AT-1).
+    /// Keeps R and X of an EPT leaf aside so that the next access faults; W is not kept (AT-1). Tables that hardware
+    /// walks have accessed bits instead.
+    #[inline]
     pub const fn access_tracked(leaf: Leaf) -> Self {
-        let writable = leaf.writable.bits() & !WRITE;
-        Self(Self::frame_bits(&leaf) | writable | SAVED_READ | SAVED_EXEC | SPECIAL)
-    }
-
-    const fn frame_bits(leaf: &Leaf) -> u64 {
-        let large = match leaf.level {
-            PageLevel::K4 => 0,
-            PageLevel::M2 | PageLevel::G1 => LARGE,
-        };
-        leaf.frame.raw() << ADDRESS_SHIFT | large | AD_DISABLED
+        ept::access_tracked(leaf)
     }
 
     /// Caches the absence of memory.
     // REQ: GEN-1, GEN-2
-    pub const fn mmio(mmio: MmioSpte) -> Self {
-        debug_assert!(mmio.gfn.raw() < 1 << 40 && mmio.generation.0 <= GENERATION_MAX);
-        let generation = mmio.generation.0 as u64;
-        let low = generation << GENERATION_LOW_SHIFT & GENERATION_LOW;
-        let high = generation >> GENERATION_LOW_BITS << GENERATION_HIGH_SHIFT;
-        Self(TAG | high | mmio.gfn.raw() << ADDRESS_SHIFT | low | mmio.access.bits())
+    #[inline]
+    pub const fn mmio(format: Format, mmio: MmioSpte) -> Self {
+        debug_assert!(mmio.generation.0 <= GENERATION_MAX);
+        match format {
+            Format::Ept => ept::mmio(mmio),
+            Format::Shadow(_) => shadow::mmio(mmio),
+        }
     }
 
     /// Whether this is an entry at all; cheap.
@@ -225,34 +208,38 @@ impl Spte {
     }
 
     /// Whether it maps a frame, now or after an access; cheap, for words that this crate wrote.
-    pub(crate) const fn is_frame(self) -> bool {
-        // Of the kinds that bit 52 is set in, only the MMIO spte has both tag bits.
-        self.0 & AD_DISABLED != 0 && self.0 & TAG != TAG
+    #[inline]
+    pub(crate) const fn is_frame(self, format: Format) -> bool {
+        match format {
+            Format::Ept => ept::is_frame(self.0),
+            Format::Shadow(_) => shadow::is_frame(self.0),
+        }
     }
 
     /// The table that a walk goes on to, if any; cheap, for words that this crate wrote.
-    pub(crate) const fn peek_table(self) -> Option<TableId> {
-        match self.0 & (TAG | AD_DISABLED | READ) == READ {
-            true => Some(TableId::from_raw((self.0 >> ADDRESS_SHIFT) as u32)),
-            false => None,
+    #[inline]
+    pub(crate) const fn peek_table(self, format: Format) -> Option<TableId> {
+        match format {
+            Format::Ept => ept::peek_table(self.0),
+            Format::Shadow(layout) => shadow::peek_table(&layout, self.0),
         }
     }
 
     /// What it says in a table of `table_level` (1: lowest).
     ///
     /// # Errors
-    /// A word that none of the constructors makes for that level.
-    pub fn decode(self, table_level: u8) -> Result<SpteKind, BadSpte> {
-        let kind = self.peek(table_level)?;
-        let canonical = match kind {
-            SpteKind::Empty => Self::EMPTY,
-            SpteKind::Table(id) => Self::table(id),
-            SpteKind::Leaf(leaf) => Self::leaf(leaf),
-            SpteKind::AccessTracked(leaf) => Self::access_tracked(leaf),
-            SpteKind::Mmio(mmio) => Self::mmio(mmio),
+    /// A word that none of the constructors makes for that level (nor the processor of such a one, by its A and D bits).
+    pub fn decode(self, format: Format, table_level: u8) -> Result<SpteKind, BadSpte> {
+        let kind = self.peek(format, table_level)?;
+        let (canonical, volatile) = match kind {
+            SpteKind::Empty => (Self::EMPTY, 0),
+            SpteKind::Table(id) => (Self::table(format, id), 0),
+            SpteKind::Leaf(leaf) => (Self::leaf(format, leaf), Self::volatile(format)),
+            SpteKind::AccessTracked(leaf) => (Self::access_tracked(leaf), 0),
+            SpteKind::Mmio(mmio) => (Self::mmio(format, mmio), 0),
         };
         // Any bit that the kind has no place for makes the word foreign.
-        if canonical == self {
+        if canonical.0 == self.0 & !volatile {
             Ok(kind)
         } else {
             Err(BadSpte(self.0))
@@ -261,50 +248,94 @@ impl Spte {
 
     /// The same without a look at the bits that the kind has no place for: for words that this crate wrote.
     #[inline]
-    pub(crate) fn peek(self, table_level: u8) -> Result<SpteKind, BadSpte> {
-        let word = self.0;
-        match word & TAG {
-            0 if word == 0 => Ok(SpteKind::Empty),
-            0 if word & AD_DISABLED != 0 => Ok(SpteKind::Leaf(self.frame(table_level, Writable::of(word)?)?)),
-            0 => match u32::try_from((word & ADDRESS) >> ADDRESS_SHIFT) {
-                Ok(id) if table_level > 1 => Ok(SpteKind::Table(TableId::from_raw(id))),
-                Ok(_) | Err(_) => Err(BadSpte(word)),
-            },
-            SPECIAL => Ok(SpteKind::AccessTracked(self.frame(table_level, Writable::of(word)?)?)),
-            TAG if table_level == 1 => Ok(SpteKind::Mmio(self.peek_mmio())),
-            _ => Err(BadSpte(word)),
+    pub(crate) fn peek(self, format: Format, table_level: u8) -> Result<SpteKind, BadSpte> {
+        match format {
+            Format::Ept => ept::peek(self.0, table_level),
+            Format::Shadow(layout) => shadow::peek(&layout, self.0, table_level),
         }
     }
 
-    fn frame(self, table_level: u8, writable: Writable) -> Result<Leaf, BadSpte> {
-        let level = match (self.0 & LARGE != 0, table_level) {
-            (false, 1) => PageLevel::K4,
-            (true, 2) => PageLevel::M2,
-            (true, 3) => PageLevel::G1,
-            _ => return Err(BadSpte(self.0)),
-        };
-        Ok(Leaf {
-            frame: Frame::from_raw((self.0 & ADDRESS) >> ADDRESS_SHIFT),
-            level,
-            writable,
-        })
+    /// The bits of a leaf that the processor changes by itself: results are taken from the word that an exchange gave
+    /// back (DT-3), and a leaf is the same leaf with and without them.
+    // REQ: DT-3
+    const fn volatile(format: Format) -> u64 {
+        match format {
+            Format::Ept => 0,
+            Format::Shadow(_) => shadow::ACCESSED | shadow::DIRTY,
+        }
     }
 
-    /// The MMIO fields, of a word whose tag says that it has them.
-    fn peek_mmio(self) -> MmioSpte {
-        let low = (self.0 & GENERATION_LOW) >> GENERATION_LOW_SHIFT;
-        let high = (self.0 & GENERATION_HIGH) >> GENERATION_HIGH_SHIFT;
-        let access = match self.0 & (WRITE | EXEC) {
-            0 => MmioAccess::Read,
-            WRITE => MmioAccess::Write,
-            EXEC => MmioAccess::User,
-            _ => MmioAccess::All,
-        };
-        MmioSpte {
-            gfn: Gfn::new((self.0 & ADDRESS) >> ADDRESS_SHIFT),
-            access,
-            generation: Generation((high << GENERATION_LOW_BITS | low) as u32),
+    /// What the processor did through a leaf that hardware walks since the leaf was written.
+    #[inline]
+    pub const fn touched(self) -> Touched {
+        match (self.0 & shadow::ACCESSED != 0, self.0 & shadow::DIRTY != 0) {
+            (_, true) => Touched::Written,
+            (true, false) => Touched::Read,
+            (false, false) => Touched::Not,
         }
+    }
+
+    /// The same leaf of a table that hardware walks, as if the processor had not used it yet.
+    #[inline]
+    pub const fn untouched(self) -> Self {
+        Self(self.0 & !(shadow::ACCESSED | shadow::DIRTY))
+    }
+
+    /// The same leaf of a table that hardware walks, with its accessed and dirty bits as in `old`.
+    #[inline]
+    pub const fn touched_like(self, old: Self) -> Self {
+        Self(self.0 | old.0 & (shadow::ACCESSED | shadow::DIRTY))
+    }
+}
+
+/// How far the processor has used a leaf.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Touched {
+    /// Never.
+    Not,
+    /// Its accessed bit is set.
+    Read,
+    /// Its dirty bit is set.
+    Written,
+}
+
+const fn large_bit(level: PageLevel) -> u64 {
+    match level {
+        PageLevel::K4 => 0,
+        PageLevel::M2 | PageLevel::G1 => LARGE,
+    }
+}
+
+fn page_level(word: u64, table_level: u8) -> Result<PageLevel, BadSpte> {
+    match (word & LARGE != 0, table_level) {
+        (false, 1) => Ok(PageLevel::K4),
+        (true, 2) => Ok(PageLevel::M2),
+        (true, 3) => Ok(PageLevel::G1),
+        _ => Err(BadSpte(word)),
+    }
+}
+
+/// Access and generation of an MMIO spte.
+const fn mmio_fields(mmio: &MmioSpte) -> u64 {
+    let generation = mmio.generation.0 as u64;
+    let low = generation << GENERATION_LOW_SHIFT & GENERATION_LOW;
+    let high = generation >> GENERATION_LOW_BITS << GENERATION_HIGH_SHIFT;
+    high | low | mmio.access.bits()
+}
+
+fn peek_mmio_fields(word: u64, gfn: Gfn) -> MmioSpte {
+    let low = (word & GENERATION_LOW) >> GENERATION_LOW_SHIFT;
+    let high = (word & GENERATION_HIGH) >> GENERATION_HIGH_SHIFT;
+    let access = match word & (MMIO_WRITE | MMIO_USER) {
+        0 => MmioAccess::Read,
+        MMIO_WRITE => MmioAccess::Write,
+        MMIO_USER => MmioAccess::User,
+        _ => MmioAccess::All,
+    };
+    MmioSpte {
+        gfn,
+        access,
+        generation: Generation((high << GENERATION_LOW_BITS | low) as u32),
     }
 }
 

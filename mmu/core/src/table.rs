@@ -13,7 +13,7 @@
 //! | gfn, role, valid_gen, parents   | the one who took the table, before a word leads to it; then mmu_lock |
 //! | free list, list of MMIO tables  | their own leaf locks (KVM: `tdp_mmu_pages_lock`)                   |
 
-use crate::spte::{BadSpte, Spte, SpteKind};
+use crate::spte::{BadSpte, Format, Spte, SpteKind};
 use crate::stage2::{Resource, TableHandle, TableLevel, TableWords};
 use alloc::vec::Vec;
 use core::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, AtomicUsize, Ordering};
@@ -222,7 +222,7 @@ impl Table {
     }
 
     fn count(&self, old: Spte, new: Spte) {
-        let weight = |spte: Spte| match (spte.is_empty(), spte.is_frame()) {
+        let weight = |spte: Spte| match (spte.is_empty(), spte.is_frame(Format::Ept)) {
             (true, _) => 0,
             (false, false) => 1,
             (false, true) => 1 + LEAF,
@@ -432,14 +432,15 @@ impl<W: TableWords> Tables<W> {
     /// # Errors
     /// It is no spte of that level.
     pub fn decode(&self, place: SptePlace) -> Result<SpteKind, BadSpte> {
-        self.read(place).decode(self.get(place.table).role().level as u8)
+        self.read(place)
+            .decode(Format::Ept, self.get(place.table).role().level as u8)
     }
 
     /// What the word at a place says; every word in a table was written by this type.
     #[inline]
     pub fn kind(&self, place: SptePlace) -> SpteKind {
         let spte = self.read(place);
-        match spte.peek(self.get(place.table).role().level as u8) {
+        match spte.peek(Format::Ept, self.get(place.table).role().level as u8) {
             Ok(kind) => kind,
             Err(bad) => panic!("{place:?} holds {:#x}, which is no spte", bad.0),
         }

@@ -5,7 +5,7 @@ use crate::fault::Plan;
 use crate::rmap::{Rmap, RmapEntries};
 use crate::sim::SimStage2;
 use crate::slots::{Slot, SlotState};
-use crate::spte::{Leaf, Spte, SpteKind, Writable};
+use crate::spte::{Format, Leaf, Spte, SpteKind, Writable};
 use crate::stage2::{BackingShape, Stage2, TableLevel};
 use crate::table::{SptePlace, TableId};
 use crate::trace::Event;
@@ -121,10 +121,13 @@ fn a_write_fault_restores_w_of_a_leaf_that_may_have_it() {
         set(&mut mmu, 0, BASE, 4, 0, SlotFlags::empty());
         mmu.fault(BASE.gpa(), Access::Write).unwrap();
         protect(&mut mmu, |leaf| {
-            Spte::leaf(Leaf {
-                writable: before,
-                ..leaf
-            })
+            Spte::leaf(
+                Format::Ept,
+                Leaf {
+                    writable: before,
+                    ..leaf
+                },
+            )
         });
         assert!(mmu.stage2.write(BASE.gpa(), 1).is_err());
         assert_eq!(mmu.fault(BASE.gpa(), Access::Write), Ok(FaultOutcome::Resume));

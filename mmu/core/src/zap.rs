@@ -2,7 +2,7 @@
 //! How do mappings go away? One leaf, one slot, or everything: by generation at once, then in the background.
 
 use crate::Mmu;
-use crate::spte::{Spte, SpteKind};
+use crate::spte::{Format, Spte, SpteKind};
 use crate::stage2::{Stage2, TableLevel, Unflushed};
 use crate::table::{ENTRIES, SptePlace, TableId};
 use crate::trace::Event;
@@ -116,7 +116,11 @@ impl<S: Stage2> Mmu<S> {
             if entries == 0 {
                 break;
             }
-            if let Some(table) = self.tables.read(SptePlace { table: old, index }).peek_table() {
+            if let Some(table) = self
+                .tables
+                .read(SptePlace { table: old, index })
+                .peek_table(Format::Ept)
+            {
                 entries -= 1;
                 let table = self.tables.get(table);
                 let handle = table.handle();
@@ -209,7 +213,7 @@ impl<S: Stage2> Mmu<S> {
                     table,
                     index: at.cursor(),
                 })
-                .peek_table()
+                .peek_table(Format::Ept)
             {
                 Some(below) => table = below,
                 None => return table,

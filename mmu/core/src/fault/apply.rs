@@ -4,7 +4,7 @@
 use super::plan::Preparation;
 use super::{FaultError, MapPlan};
 use crate::Mmu;
-use crate::spte::{Spte, SpteKind};
+use crate::spte::{Format, Spte, SpteKind};
 use crate::stage2::{Resource, Stage2, Stage2Error, TableLevel, Unflushed};
 use crate::table::{ENTRIES, Role, SptePlace, TableId};
 use crate::trace::Event;
@@ -35,8 +35,8 @@ impl<S: Stage2> Mmu<S> {
             return Err(Stage2Error::Exhausted(Resource::RmapEntries).into());
         }
         self.stage2.map(plan.slot, plan.at, &plan.leaf)?;
-        let old = self.tables.set(place, Spte::leaf(plan.leaf));
-        debug_assert!(!old.is_frame(), "a leaf was overwritten at {}", plan.at);
+        let old = self.tables.set(place, Spte::leaf(Format::Ept, plan.leaf));
+        debug_assert!(!old.is_frame(Format::Ept), "a leaf was overwritten at {}", plan.at);
         let rmap = self.rmaps[plan.slot.0 as usize]
             .as_mut()
             .expect("a slot has a reverse map");
@@ -129,7 +129,7 @@ impl<S: Stage2> Mmu<S> {
                 SpteKind::Empty => {
                     let next = self.take(below.base(gfn), below);
                     self.tables.get(next).set_parent(Some(place));
-                    self.tables.set(place, Spte::table(next));
+                    self.tables.set(place, Spte::table(Format::Ept, next));
                     next
                 }
                 kind @ (SpteKind::Leaf(_) | SpteKind::AccessTracked(_) | SpteKind::Mmio(_)) => {

@@ -2,7 +2,7 @@
 //! What does the guest's fault find? A walk of the sptes, and what it means for this access.
 
 use crate::Mmu;
-use crate::spte::{Leaf, Spte, SpteKind, Writable};
+use crate::spte::{Format, Leaf, Spte, SpteKind, Writable};
 use crate::stage2::{Stage2, TableLevel};
 use crate::table::{SptePlace, TableId};
 use umbra_mmu_abi::{Access, Gfn};
@@ -48,7 +48,7 @@ impl<S: Stage2> Mmu<S> {
                 index: (gfn.raw() >> shift) as u16 & 0x1ff,
             };
             let spte = self.tables.read(place);
-            match spte.peek_table() {
+            match spte.peek_table(Format::Ept) {
                 Some(next) if at > 0 => (table, at, shift) = (next, at - 1, shift - 9),
                 Some(_) | None => {
                     return Walk {
@@ -87,7 +87,7 @@ impl<S: Stage2> Mmu<S> {
         if walk.spte.is_empty() {
             return Class::Miss;
         }
-        let kind = match walk.spte.peek(walk.level as u8) {
+        let kind = match walk.spte.peek(Format::Ept, walk.level as u8) {
             Ok(kind) => kind,
             Err(bad) => panic!("{:?} holds {:#x}, which is no spte", walk.place, bad.0),
         };

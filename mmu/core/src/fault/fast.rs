@@ -3,7 +3,7 @@
 
 use super::{Class, FaultError, Walk};
 use crate::Mmu;
-use crate::spte::{Leaf, Spte, Writable};
+use crate::spte::{Format, Leaf, Spte, Writable};
 use crate::stage2::Stage2;
 use crate::zap::Cut;
 use umbra_mmu_abi::{FaultOutcome, Gpa, Mmio};
@@ -67,7 +67,7 @@ impl<S: Stage2> Mmu<S> {
         let mapped = self.stage2.map(slot, gfn, &new);
         match mapped {
             Ok(()) => {
-                self.tables.set(walk.place, Spte::leaf(new));
+                self.tables.set(walk.place, Spte::leaf(Format::Ept, new));
             }
             Err(_) => {
                 // The hardware has neither of them, so the spte and its reverse map go too.

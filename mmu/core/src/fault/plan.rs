@@ -4,7 +4,7 @@
 use super::Walk;
 use crate::Mmu;
 use crate::slots::{Slot, SlotState};
-use crate::spte::{Leaf, Writable};
+use crate::spte::{Leaf, Rights, Writable};
 use crate::stage2::{GuestAccess, Stage2, TableLevel, TableNeeds};
 use crate::table::{SptePlace, TableId};
 use umbra_mmu_abi::{Access, Gfn, Mmio, SlotId};
@@ -106,7 +106,12 @@ impl<S: Stage2> Mmu<S> {
             (GuestAccess::All, Access::Read | Access::Write | Access::Fetch) => Writable::Now,
         };
         let (at, frame, level) = slot.page_at(gfn);
-        let leaf = Leaf { frame, level, writable };
+        let leaf = Leaf {
+            frame,
+            level,
+            writable,
+            rights: Rights::ALL,
+        };
         let live = slot.state == SlotState::Live;
         live.then_some(MapPlan {
             seq: self.invalidate_seq,

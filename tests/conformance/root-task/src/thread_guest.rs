@@ -11,6 +11,7 @@ use umbra_mmu_abi::{Access, Gfn, Gpa, SlotId};
 use umbra_mmu_component::stage2::{CapStage2, Space};
 use umbra_mmu_component::vspace::Window;
 use umbra_mmu_core::Mmu;
+use umbra_mmu_core::spte::{Leaf, Rights, Writable};
 use umbra_mmu_core::stage2::Stage2;
 
 // rbx: address; rcx: value. Both end with an exception that this program receives.
@@ -123,7 +124,11 @@ where
 {
     let slot = mmu.slots().get(id).expect("a slot of that number");
     let (_, frame, level) = slot.page_at(gfn);
-    let writable = umbra_mmu_core::spte::Writable::Now;
     mmu.stage2()
-        .frame_cap(id, &umbra_mmu_core::spte::Leaf { frame, level, writable })
+        .frame_cap(id, &Leaf {
+            frame,
+            level,
+            writable: Writable::Now,
+            rights: Rights::ALL,
+        })
 }
