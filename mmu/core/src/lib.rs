@@ -8,6 +8,7 @@
 //! | what is a table for?                      | [`role`]       |
 //! | where are the sptes?                      | [`table`]      |
 //! | which sptes map a frame?                  | [`rmap`]       |
+//! | which sptes point here?                   | [`pte_list`]   |
 //! | what happens on a fault?                  | [`fault`]      |
 //! | is cached MMIO knowledge still true?      | [`mmio`]       |
 //! | which state of the slots does it mean?    | [`generation`] |
@@ -31,6 +32,7 @@ pub mod fault;
 pub mod generation;
 pub mod mmio;
 pub mod null;
+pub mod pte_list;
 pub mod rmap;
 pub mod role;
 pub mod sim;
