@@ -7,6 +7,9 @@
 //! | what does an spte say?                    | [`spte`]       |
 //! | what is a table for?                      | [`role`]       |
 //! | where are the sptes?                      | [`table`]      |
+//! | what is known about a slot's pages?       | [`slot_data`]  |
+//! | where may a large spte be?                | [`large`]      |
+//! | which pages were written?                 | [`dirty`]      |
 //! | which sptes map a frame?                  | [`rmap`]       |
 //! | which sptes point here?                   | [`pte_list`]   |
 //! | what happens on a fault?                  | [`fault`]      |
@@ -28,14 +31,17 @@ extern crate std;
 
 pub mod audit;
 pub mod change;
+pub mod dirty;
 pub mod fault;
 pub mod generation;
+pub mod large;
 pub mod mmio;
 pub mod null;
 pub mod pte_list;
 pub mod rmap;
 pub mod role;
 pub mod sim;
+pub mod slot_data;
 pub mod slots;
 pub mod spte;
 pub mod stage2;
