@@ -18,6 +18,8 @@
 //! | what belongs to one virtual processor?    | [`vcpu`]       |
 //! | how do slots change?                      | [`change`]     |
 //! | how do mappings go away?                  | [`zap`]        |
+//! | who may hold which lock, in what order?   | [`locks`]      |
+//! | what do threads share?                    | [`sync`]       |
 //! | is everything as it should be?            | [`audit`]      |
 //! | what does the hardware have to do?        | [`stage2`]     |
 //! | what if the hardware is strict?           | [`sim`]        |
@@ -35,6 +37,7 @@ pub mod dirty;
 pub mod fault;
 pub mod generation;
 pub mod large;
+pub mod locks;
 pub mod mmio;
 pub mod null;
 pub mod pte_list;
@@ -45,6 +48,7 @@ pub mod slot_data;
 pub mod slots;
 pub mod spte;
 pub mod stage2;
+pub mod sync;
 pub mod table;
 #[cfg(test)]
 mod tests;
