@@ -7,6 +7,7 @@ mod cleanup;
 mod disk_image;
 mod doctor;
 mod guests;
+mod mutations;
 mod paths;
 mod process;
 mod requirements;
@@ -47,6 +48,7 @@ enum Command {
     Guests,
     /// Write docs/requirements.md: which requirement is met where, and shown by which test
     Requirements,
+    Mutations(mutations::MutationsArgs),
     /// Boot a root task or a disk image and print the system log (for developers)
     Boot(run::boot::BootArgs),
 }
@@ -86,6 +88,7 @@ fn run_command(args: Args) -> Result<i32> {
             );
             Ok(0)
         }
+        Command::Mutations(args) => mutations::mutations(&builder, &args),
         Command::Bench(args) => {
             doctor::ensure(&builder.steps)?;
             bench::bench(&builder, &args)

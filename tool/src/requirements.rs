@@ -61,9 +61,20 @@ pub fn check(paths: &Paths) -> Result<()> {
     Ok(())
 }
 
-fn table(root: &Path) -> Result<String> {
+/// The numbers of all requirements.
+pub fn known(paths: &Paths) -> Result<BTreeSet<String>> {
+    let list = list(paths.root())?;
+    let requirements = list.group.into_iter().flat_map(|group| group.requirement);
+    Ok(requirements.map(|requirement| requirement.id).collect())
+}
+
+fn list(root: &Path) -> Result<List> {
     let text = std::fs::read_to_string(root.join(LIST)).with_context(|| format!("reading {LIST}"))?;
-    let list: List = toml::from_str(&text).with_context(|| LIST.to_owned())?;
+    toml::from_str(&text).with_context(|| LIST.to_owned())
+}
+
+fn table(root: &Path) -> Result<String> {
+    let list = list(root)?;
     let mut places: BTreeMap<String, Places> = BTreeMap::new();
     for requirement in list.group.iter().flat_map(|group| &group.requirement) {
         let old = places.insert(requirement.id.clone(), Places::default());

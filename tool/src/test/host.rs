@@ -60,6 +60,21 @@ pub fn checks(builder: &Builder, kernel: Option<&Kernel>, board: &Board) {
         Verdict::from_result(crate::requirements::check(&builder.paths))
     });
     host_tests(builder, board);
+    mutations(builder, board);
+}
+
+/// Whether the tests see the bugs that they are known to see.
+fn mutations(builder: &Builder, board: &Board) {
+    board.check("mutations", || match crate::mutations::check(builder) {
+        Ok(report) => {
+            println!("    mutations: {}", report.summary);
+            match report.survived.as_slice() {
+                [] => Verdict::Passed,
+                survived => Verdict::failed(format!("not caught: {}", survived.join("; ")), report.text),
+            }
+        }
+        Err(error) => Verdict::from_result(Err(error)),
+    });
 }
 
 /// The boot loader and the small guests on simulated PCs, without Umbra.
