@@ -16,8 +16,8 @@
 
 use crate::slot_data::filled;
 use crate::stage2::Resource;
+use crate::sync::atomic::{AtomicU64, Ordering};
 use alloc::vec::Vec;
-use core::sync::atomic::{AtomicU64, Ordering};
 use umbra_mmu_abi::Gfn;
 
 /// Pages in one word of the log.

@@ -4,8 +4,8 @@
 
 use crate::slot_data::filled;
 use crate::stage2::Resource;
+use crate::sync::atomic::{AtomicU32, Ordering};
 use alloc::vec::Vec;
-use core::sync::atomic::{AtomicU32, Ordering};
 use umbra_mmu_abi::{Gfn, PageLevel};
 
 /// The counts of one slot.

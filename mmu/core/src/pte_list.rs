@@ -6,9 +6,9 @@
 //! bit, a leaf lock, while it has a chain.
 
 use crate::stage2::Resource;
+use crate::sync::atomic::{AtomicU32, AtomicU64, Ordering};
 use crate::table::{SptePlace, TableId};
 use alloc::vec::Vec;
-use core::sync::atomic::{AtomicU32, AtomicU64, Ordering};
 
 /// Bit 0 clear: nobody (0), or the only spte. Bit 0 set: the first entry of a chain. Bit 1: somebody changes the chain.
 // REQ: SP-4, RM-1
@@ -186,7 +186,7 @@ impl PteList {
                 return word;
             }
             while self.0.load(Ordering::Relaxed) & LOCKED != 0 {
-                core::hint::spin_loop();
+                crate::sync::relax();
             }
         }
     }

@@ -6,10 +6,10 @@ use crate::dirty::DirtyLog;
 use crate::large::LargeInfo;
 use crate::pte_list::{Added, Left, Places, PteEntries, PteList, PteReserve};
 use crate::stage2::Resource;
+use crate::sync::atomic::{AtomicU64, Ordering};
 use crate::table::SptePlace;
 use alloc::vec::Vec;
 use core::ops::Range;
-use core::sync::atomic::{AtomicU64, Ordering};
 use umbra_mmu_abi::{Gfn, PageLevel};
 
 /// What is known about the pages of one slot. 8.4 bytes for each 4K page.

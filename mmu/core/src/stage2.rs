@@ -2,9 +2,9 @@
 //! What does the MMU ask of its hardware? The second stage of translation, the words of tables, guest memory: as traits.
 
 use crate::spte::Leaf;
+use crate::sync::atomic::AtomicU64;
 use crate::table::{ENTRIES, TableId};
 use core::fmt;
-use core::sync::atomic::AtomicU64;
 use umbra_mmu_abi::{Backing, BackingId, Gfn, PageLevel, SlotId};
 
 /// What a mapping lets the guest do. There is no "none": a kernel would map it readable.

@@ -15,9 +15,9 @@
 
 use crate::spte::{BadSpte, Format, Spte, SpteKind};
 use crate::stage2::{Resource, TableHandle, TableLevel, TableWords};
+use crate::sync::Mutex;
+use crate::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, AtomicUsize, Ordering};
 use alloc::vec::Vec;
-use core::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, AtomicUsize, Ordering};
-use spin::Mutex;
 use umbra_mmu_abi::Gfn;
 
 /// Entries of a table.
@@ -90,7 +90,7 @@ struct Link(AtomicU32);
 const NONE: u32 = u32::MAX;
 
 impl Link {
-    const fn none() -> Self {
+    fn none() -> Self {
         Self(AtomicU32::new(NONE))
     }
     fn get(&self) -> Option<u32> {
