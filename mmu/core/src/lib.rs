@@ -9,6 +9,8 @@
 //! | where are the sptes?                      | [`table`]      |
 //! | what is known about a slot's pages?       | [`slot_data`]  |
 //! | where may a large spte be?                | [`large`]      |
+//! | which frames are there just now?          | [`host`]       |
+//! | is what a fault saw still true?           | [`invalidate`] |
 //! | which pages were written?                 | [`dirty`]      |
 //! | which sptes map a frame?                  | [`rmap`]       |
 //! | which sptes point here?                   | [`pte_list`]   |
@@ -36,6 +38,8 @@ pub mod change;
 pub mod dirty;
 pub mod fault;
 pub mod generation;
+pub mod host;
+pub mod invalidate;
 pub mod large;
 pub mod locks;
 pub mod mmio;
