@@ -15,6 +15,7 @@
 //! | which sptes map a frame?                  | [`rmap`]       |
 //! | which sptes point here?                   | [`pte_list`]   |
 //! | what happens on a fault?                  | [`fault`]      |
+//! | what if hardware cannot walk the guest's?  | [`shadow`]     |
 //! | is cached MMIO knowledge still true?      | [`mmio`]       |
 //! | which state of the slots does it mean?    | [`generation`] |
 //! | what belongs to one virtual processor?    | [`vcpu`]       |
@@ -47,6 +48,7 @@ pub mod null;
 pub mod pte_list;
 pub mod rmap;
 pub mod role;
+pub mod shadow;
 pub mod sim;
 pub mod slot_data;
 pub mod slots;

@@ -62,7 +62,11 @@ pub struct Role {
     pub smap_andnot_wp: bool,
     /// Hardware sets no accessed and dirty bits here.
     pub ad_disabled: bool,
-    #[bits(15)]
+    /// `efer.lma`: bits 52..=62 of the guest's 8-byte entries are ignored; else they are reserved.
+    pub lma: bool,
+    /// `cr4.pse`: bit 7 of the guest's 4-byte directory entries makes a page of 4M; else it is ignored.
+    pub pse: bool,
+    #[bits(13)]
     __: u32,
 }
 
@@ -107,6 +111,8 @@ mod tests {
             base.with_smep_andnot_wp(true),
             base.with_smap_andnot_wp(true),
             base.with_ad_disabled(false),
+            base.with_lma(true),
+            base.with_pse(true),
         ];
         for (i, a) in others.iter().enumerate() {
             assert_ne!(*a, base);

@@ -34,6 +34,9 @@ bitflags::bitflags! {
         const PK = 1 << 5;
         /// A shadow-stack access.
         const SS = 1 << 6;
+        /// EFLAGS.AC was set: SMAP lets the supervisor through. The processor does not push it; whoever reports the fault
+        /// to a shadow mode adds it.
+        const AC = 1 << 16;
     }
 }
 

@@ -1,0 +1,289 @@
+// SPDX-License-Identifier: MIT OR Apache-2.0
+//! What do the guest's own tables say about an access? A walk as the processor does it, with its faults and its flags.
+//!
+//! Accessed and dirty bits: the processor sets A in an entry "whenever it uses the entry as part of a translation", and D
+//! in the last one before a write (SDM vol. 3, 5.8). It may set A in upper entries although the walk then faults lower
+//! down, and it need not. Here nothing is set unless the whole walk succeeds and allows the access: then A in every entry
+//! on the way, and D in the last for a write, by compare-and-exchange, from the top. If an entry is another by then, the
+//! walk starts again, as the processor's own would:
+//!
+//! | this walk                        | another vCPU                |
+//! |----------------------------------|-----------------------------|
+//! | reads entry: present, A clear    |                             |
+//! |                                  | clears P, or changes page   |
+//! | compare-and-exchange with A: fails, starts again |             |
+//!
+//! A table in read-only memory keeps its flags as they are. Where there is no memory at all a read gives all ones, as on
+//! a bus without anybody: that is an entry with reserved bits.
+
+use super::gpte::{ACCESSED, DIRTY, GpteFormat, PRESENT};
+use super::registers::{CR4_SMAP, CR4_SMEP, GuestCpu, GuestMode, Registers};
+use crate::fault::ErrorCode;
+use crate::role::{PteAccess, Role};
+use crate::stage2::GpteSize;
+use umbra_mmu_abi::{Gfn, Gpa};
+
+/// The guest's tables as a walk reads and marks them.
+pub trait GuestTables {
+    /// The entry `offset` bytes into `gfn`; `None` where there is no memory.
+    fn read(&self, gfn: Gfn, offset: u16, size: GpteSize) -> Option<u64>;
+
+    /// Sets flags in an entry that was `old`.
+    fn mark(&self, gfn: Gfn, offset: u16, size: GpteSize, old: u64, new: u64) -> Marked;
+}
+
+/// How setting a flag in a guest's entry went.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Marked {
+    /// It is set.
+    Done,
+    /// The entry is another one now.
+    Changed,
+    /// The memory cannot be written: the flag stays clear.
+    ReadOnly,
+}
+
+/// How one vCPU translates: what its registers come to. Kept, so that a fault need not work it out.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Paging {
+    /// The mode.
+    pub mode: GuestMode,
+    /// The role of its root.
+    pub role: Role,
+    /// What its entries mean.
+    pub format: GpteFormat,
+    /// The table that cr3 names; with PAE those that the pdptes name, or `None` for one that is not present.
+    pub tables: [Option<Gfn>; 4],
+    smep: bool,
+    smap: bool,
+    /// Error codes tell fetches.
+    tells_fetch: bool,
+}
+
+impl Paging {
+    /// For these registers; `pdptes` count in PAE paging only.
+    pub fn new(registers: &Registers, pdptes: &[u64; 4], cpu: &GuestCpu) -> Self {
+        let mode = registers.mode();
+        let role = registers.root_role();
+        let format = GpteFormat::new(role, cpu);
+        let one = |gfn| [Some(gfn), None, None, None];
+        let tables = match mode {
+            GuestMode::None => [None; 4],
+            GuestMode::TwoLevel => one(Gfn::new((registers.cr3 & 0xffff_f000) >> 12)),
+            GuestMode::Pae => pdptes.map(|pdpte| (pdpte & PRESENT != 0).then(|| format.table(pdpte))),
+            GuestMode::FourLevel | GuestMode::FiveLevel => one(format.table(registers.cr3)),
+        };
+        let smep = mode != GuestMode::None && registers.cr4 & CR4_SMEP != 0;
+        Self {
+            mode,
+            role,
+            format,
+            tables,
+            smep,
+            smap: mode != GuestMode::None && registers.cr4 & CR4_SMAP != 0,
+            tells_fetch: smep || role.nxe(),
+        }
+    }
+
+    /// The table at which the walk for `gva` starts.
+    #[inline]
+    pub fn root(&self, gva: u64) -> Option<Gfn> {
+        match self.mode {
+            GuestMode::Pae => self.tables[(gva >> 30 & 3) as usize],
+            GuestMode::None | GuestMode::TwoLevel | GuestMode::FourLevel | GuestMode::FiveLevel => self.tables[0],
+        }
+    }
+
+    /// The linear address as it is translated: 32 bits outside of long mode.
+    #[inline]
+    pub const fn linear(&self, address: u64) -> u64 {
+        match self.mode {
+            GuestMode::None | GuestMode::TwoLevel | GuestMode::Pae => address & 0xffff_ffff,
+            GuestMode::FourLevel | GuestMode::FiveLevel => address,
+        }
+    }
+
+    /// Whether a chain of entries that allows `access` forbids this one (SDM vol. 3, 5.6).
+    // REQ: PF-4
+    #[inline]
+    pub fn forbids(&self, access: PteAccess, code: ErrorCode) -> bool {
+        let lacks = |right| !access.contains(right);
+        let user_page = access.contains(PteAccess::USER);
+        let write = code.contains(ErrorCode::W);
+        let fetch = code.contains(ErrorCode::I) && !write;
+        if code.contains(ErrorCode::U) {
+            !user_page || write && lacks(PteAccess::WRITE) || fetch && lacks(PteAccess::EXEC)
+        } else if fetch {
+            lacks(PteAccess::EXEC) || self.smep && user_page
+        } else {
+            let smap = self.smap && user_page && !code.contains(ErrorCode::AC);
+            smap || write && lacks(PteAccess::WRITE) && self.role.cr0_wp()
+        }
+    }
+
+    /// Whether the supervisor may write where the entries say read-only, and SMAP decides by EFLAGS.AC: no spte of a
+    /// user page can say both.
+    pub const fn writes_depend_on_ac(&self) -> bool {
+        self.smap && !self.role.cr0_wp()
+    }
+
+    /// Whether the supervisor may not fetch from user pages.
+    pub const fn smep(&self) -> bool {
+        self.smep
+    }
+
+    /// Whether the supervisor may not touch user pages unless EFLAGS.AC is set.
+    pub const fn smap(&self) -> bool {
+        self.smap
+    }
+
+    /// The error code for the guest of an access that faulted with `reason` (SDM vol. 3, 5.7).
+    // REQ: PF-1 (d), PF-5
+    pub fn error_code(&self, code: ErrorCode, reason: ErrorCode) -> ErrorCode {
+        let told = if self.tells_fetch && !code.contains(ErrorCode::W) {
+            ErrorCode::I
+        } else {
+            ErrorCode::empty()
+        };
+        code & (ErrorCode::W | ErrorCode::U | told) | reason
+    }
+}
+
+/// What a walk that succeeded found. Arrays are indexed by level; places outside `leaf..=top` are not used.
+#[derive(Clone, Copy, Debug)]
+pub struct GuestWalk {
+    /// The level at which it started; 0 without paging.
+    pub top: u8,
+    /// The level of the entry that maps the page.
+    pub leaf: u8,
+    /// The guest's tables.
+    pub tables: [Gfn; LEVELS],
+    /// Their entries, with the flags that are set by now.
+    pub gptes: [u64; LEVELS],
+    /// What the entries above each table allow.
+    pub above: [PteAccess; LEVELS],
+    /// What sptes for the page may allow ([`GpteFormat::leaf_access`]).
+    pub access: PteAccess,
+    /// The 4K frame of the address.
+    pub gfn: Gfn,
+    /// The address.
+    pub gpa: Gpa,
+}
+
+/// Levels 1 to 5, and none.
+pub const LEVELS: usize = 6;
+
+/// Why a walk did not succeed.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum NoWalk {
+    /// A page fault with this error code.
+    Fault(ErrorCode),
+    /// The tables change faster than they are read: let the guest try again.
+    Retry,
+}
+
+/// Walks started again before the guest itself has to.
+const RESTARTS: u32 = 8;
+
+/// Translates `gva` for an access that `code` tells (W, U, I and AC), and sets the guest's flags.
+///
+/// # Errors
+/// See [`NoWalk`].
+// REQ: PF-1 (c), PF-2
+#[inline]
+pub fn walk(tables: &impl GuestTables, paging: &Paging, gva: u64, code: ErrorCode) -> Result<GuestWalk, NoWalk> {
+    for _ in 0..RESTARTS {
+        let mut walk = read(tables, paging, gva, code)?;
+        if mark(tables, paging, gva, code, &mut walk) {
+            return Ok(walk);
+        }
+    }
+    Err(NoWalk::Retry)
+}
+
+/// The walk without setting anything: for those who only want to know.
+///
+/// # Errors
+/// A page fault.
+#[inline]
+pub fn read(tables: &impl GuestTables, paging: &Paging, gva: u64, code: ErrorCode) -> Result<GuestWalk, NoWalk> {
+    let fault = |reason| Err(NoWalk::Fault(paging.error_code(code, reason)));
+    let mut walk = GuestWalk {
+        top: paging.mode.top(),
+        leaf: paging.mode.top(),
+        tables: [Gfn::new(0); LEVELS],
+        gptes: [0; LEVELS],
+        above: [PteAccess::ALL; LEVELS],
+        access: PteAccess::ALL,
+        gfn: Gfn::new(gva >> 12),
+        gpa: Gpa::new(gva),
+    };
+    if paging.mode == GuestMode::None {
+        return Ok(walk);
+    }
+    let Some(mut table) = paging.root(gva) else {
+        return fault(ErrorCode::empty());
+    };
+    let format = &paging.format;
+    let mut access = PteAccess::ALL;
+    let mut level = walk.top;
+    loop {
+        let offset = format.offset(format.index(level, gva));
+        let Some(gpte) = tables.read(table, offset, format.size()) else {
+            return fault(ErrorCode::P | ErrorCode::RSVD);
+        };
+        if gpte & PRESENT == 0 {
+            return fault(ErrorCode::empty());
+        }
+        if format.is_reserved(level, gpte) {
+            return fault(ErrorCode::P | ErrorCode::RSVD);
+        }
+        let at = level as usize;
+        (walk.tables[at], walk.gptes[at], walk.above[at]) = (table, gpte, access);
+        access &= format.access(gpte);
+        if format.is_leaf(level, gpte) {
+            if paging.forbids(access, code) {
+                return fault(ErrorCode::P);
+            }
+            let into = gva & ((1 << format.shift(level)) - 1);
+            walk.leaf = level;
+            walk.gpa = Gpa::new((format.page(level, gpte).raw() << 12) | into);
+            walk.gfn = walk.gpa.gfn();
+            return Ok(walk);
+        }
+        table = format.table(gpte);
+        level -= 1;
+    }
+}
+
+/// Sets A on the way and D at its end; `false`: the tables have changed.
+fn mark(tables: &impl GuestTables, paging: &Paging, gva: u64, code: ErrorCode, walk: &mut GuestWalk) -> bool {
+    if walk.top == 0 {
+        return true;
+    }
+    let format = &paging.format;
+    for level in (walk.leaf..=walk.top).rev() {
+        let at = level as usize;
+        let old = walk.gptes[at];
+        let dirty = if level == walk.leaf && code.contains(ErrorCode::W) {
+            DIRTY
+        } else {
+            0
+        };
+        let new = old | ACCESSED | dirty;
+        if new == old {
+            continue;
+        }
+        let offset = format.offset(format.index(level, gva));
+        match tables.mark(walk.tables[at], offset, format.size(), old, new) {
+            Marked::Done => walk.gptes[at] = new,
+            Marked::Changed => return false,
+            // The write itself is allowed all the same.
+            Marked::ReadOnly => {}
+        }
+    }
+    let (at, gpte) = (walk.leaf as usize, walk.gptes[walk.leaf as usize]);
+    let clean = if code.contains(ErrorCode::W) { DIRTY } else { 0 };
+    walk.access = format.leaf_access(walk.above[at], gpte | clean);
+    true
+}
