@@ -99,8 +99,15 @@ impl Need {
     }
 }
 
-fn missing() -> Vec<&'static Need> {
-    NEEDS.iter().filter(|need| !need.is_met()).collect()
+/// What `umbra fuzz` needs besides.
+const FOR_FUZZING: &[Need] = &[need(
+    "g++",
+    Sign::Program("c++"),
+    "compiles libFuzzer, for umbra fuzz only",
+)];
+
+fn missing(needs: &'static [Need]) -> Vec<&'static Need> {
+    needs.iter().filter(|need| !need.is_met()).collect()
 }
 
 fn install_command(needs: &[&Need]) -> String {
@@ -143,7 +150,10 @@ pub fn report() -> bool {
         None => optional(true, "nested VT-x", "--sim qemu-kvm can be used"),
         Some(why) => optional(false, "nested VT-x", &format!("--sim qemu-kvm cannot be used: {why}")),
     }
-    let missing = missing();
+    for need in FOR_FUZZING {
+        optional(need.is_met(), need.package, need.why);
+    }
+    let missing = missing(NEEDS);
     if missing.is_empty() {
         println!("nothing is missing");
         return true;
@@ -158,7 +168,16 @@ pub fn report() -> bool {
 
 /// Installs what is missing when root, else says with which command to get it.
 pub fn ensure(steps: &Steps) -> Result<()> {
-    let needed = missing();
+    ensure_all(steps, NEEDS)
+}
+
+/// As [`ensure`], for the compiler of libFuzzer.
+pub fn ensure_cpp_compiler(steps: &Steps) -> Result<()> {
+    ensure_all(steps, FOR_FUZZING)
+}
+
+fn ensure_all(steps: &Steps, needs: &'static [Need]) -> Result<()> {
+    let needed = missing(needs);
     if needed.is_empty() {
         return Ok(());
     }
@@ -201,7 +220,7 @@ pub fn ensure(steps: &Steps) -> Result<()> {
         steps.run("fetching package lists again", apt().arg("update"))?;
         steps.run("installing system packages again", &mut install())?;
     }
-    let still = missing();
+    let still = missing(needs);
     if !still.is_empty() {
         let names: Vec<&str> = still.iter().map(|need| need.package).collect();
         bail!(Missing(format!(

@@ -6,6 +6,7 @@ mod build;
 mod cleanup;
 mod disk_image;
 mod doctor;
+mod fuzz;
 mod guests;
 mod mutations;
 mod paths;
@@ -48,6 +49,7 @@ enum Command {
     Guests,
     /// Write docs/requirements.md: which requirement is met where, and shown by which test
     Requirements,
+    Fuzz(fuzz::FuzzArgs),
     Mutations(mutations::MutationsArgs),
     /// Boot a root task or a disk image and print the system log (for developers)
     Boot(run::boot::BootArgs),
@@ -88,6 +90,7 @@ fn run_command(args: Args) -> Result<i32> {
             );
             Ok(0)
         }
+        Command::Fuzz(args) => fuzz::fuzz(&builder, &args),
         Command::Mutations(args) => mutations::mutations(&builder, &args),
         Command::Bench(args) => {
             doctor::ensure(&builder.steps)?;
