@@ -6,6 +6,7 @@ use crate::build::program::{cargo, host_cargo};
 use crate::build::{Builder, Kernel};
 use anyhow::{Context, Result};
 use regex::Regex;
+use std::path::Path;
 use std::process::Command;
 
 /// Runs all host checks.
@@ -22,6 +23,12 @@ pub fn checks(builder: &Builder, kernel: Option<&Kernel>, board: &Board) {
             .args(["--features", "umbra-images/simulators,sel4-bindgen/built-tree"])
             .args(["--", "-D", "warnings"]),
     );
+    for checker in CHECKERS {
+        run(
+            &format!("lints of race models ({checker})"),
+            races(root, "clippy", checker).args(["--quiet", "--all-targets", "--", "-D", "warnings"]),
+        );
+    }
     board.check("lints of seL4 programs", || match (kernel, sel4_packages(builder)) {
         (None, _) => Verdict::NotRun("there is no kernel build to take the bindings from".to_owned()),
         (_, Err(error)) => Verdict::from_result(Err(error)),
@@ -59,8 +66,21 @@ pub fn checks(builder: &Builder, kernel: Option<&Kernel>, board: &Board) {
     board.check("requirements table", || {
         Verdict::from_result(crate::requirements::check(&builder.paths))
     });
+    for checker in CHECKERS {
+        run(&format!("races ({checker})"), &mut races(root, "test", checker));
+    }
     host_tests(builder, board);
     mutations(builder, board);
+}
+
+/// Features of the race models: each of them swaps the atomics of the MMU for those of a model checker.
+const CHECKERS: [&str; 1] = ["loom"];
+
+/// `cargo COMMAND` for the race models, which are no default member.
+fn races(root: &Path, command: &str, checker: &str) -> Command {
+    let mut cargo = host_cargo(root);
+    cargo.args([command, "--locked", "--package", "umbra-races", "--features", checker]);
+    cargo
 }
 
 /// Whether the tests see the bugs that they are known to see.
@@ -94,7 +114,7 @@ pub fn without_umbra(builder: &Builder, board: &Board) {
     });
 }
 
-/// Packages of the workspace that run on seL4 only: members that are no default members.
+/// Packages of the workspace that run on seL4 only: members that are no default members, and do not say otherwise.
 fn sel4_packages(builder: &Builder) -> Result<Vec<String>> {
     let mut command = host_cargo(builder.paths.root());
     command.args(["metadata", "--no-deps", "--locked", "--format-version", "1"]);
@@ -120,7 +140,7 @@ fn target_only(metadata: &serde_json::Value) -> Result<Vec<String>> {
         .context("cargo metadata has no packages")?;
     let named = packages.iter().filter(|package| {
         let id = package["id"].as_str().unwrap_or_default();
-        members.contains(&id) && !defaults.contains(&id)
+        members.contains(&id) && !defaults.contains(&id) && package["metadata"]["umbra"]["runs-on"] != "host"
     });
     Ok(named
         .filter_map(|package| package["name"].as_str())
@@ -222,9 +242,13 @@ mod tests {
     #[test]
     fn members_that_are_no_default_members_run_on_the_target() {
         let metadata = serde_json::json!({
-            "workspace_members": ["host#1", "target#1"],
+            "workspace_members": ["host#1", "target#1", "model#1"],
             "workspace_default_members": ["host#1"],
-            "packages": [{"id": "host#1", "name": "host"}, {"id": "target#1", "name": "target"}],
+            "packages": [
+                {"id": "host#1", "name": "host"},
+                {"id": "target#1", "name": "target", "metadata": null},
+                {"id": "model#1", "name": "model", "metadata": {"umbra": {"runs-on": "host"}}},
+            ],
         });
         assert_eq!(target_only(&metadata).unwrap(), ["target"]);
         assert!(target_only(&serde_json::json!({})).is_err());
