@@ -1,0 +1,5 @@
+// SPDX-License-Identifier: MIT OR Apache-2.0
+//! Does the simulated processor do what the manual says, and keep what the manual lets it keep?
+
+mod memory;
+mod walker;
