@@ -16,7 +16,7 @@ use umbra_mmu_component::objects::Objects;
 use umbra_mmu_component::stage2::CapStage2;
 use umbra_mmu_component::{serve, supervisor};
 use umbra_mmu_core::generation::GENERATION_FIRST;
-use umbra_mmu_core::slots::MAX_SLOTS;
+use umbra_mmu_core::slots::USER_MEM_SLOTS;
 use umbra_mmu_core::stage2::BackingShape;
 use umbra_mmu_core::{Limits, Mmu};
 
@@ -63,7 +63,7 @@ fn main(config: &'static [u8]) -> ! {
 
 /// The capability by a shorter way, where memslots leave entries of the CSpace's root free.
 fn shortcut(slot: u64, which: u64) -> u64 {
-    const FIRST: u64 = MAX_SLOTS as u64 + 1;
+    const FIRST: u64 = USER_MEM_SLOTS as u64 + 1;
     const { assert!(FIRST + 1 < 1 << slot::TOP_BITS) };
     TOP.shortcut(CNODE, slot, FIRST + which)
         .unwrap_or_else(|error| panic!("capability {slot} cannot be copied: {error}"))

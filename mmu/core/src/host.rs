@@ -7,8 +7,8 @@
 
 use crate::slot_data::filled;
 use crate::stage2::{BackingShape, Frame, GuestAccess, Resource};
+use crate::sync::atomic::{AtomicU32, AtomicU64, Ordering};
 use alloc::vec::Vec;
-use core::sync::atomic::{AtomicU32, AtomicU64, Ordering};
 use umbra_mmu_abi::{BackingId, PageLevel};
 
 /// What kind of memory a backing is.

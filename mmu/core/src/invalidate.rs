@@ -15,7 +15,8 @@
 //! Whenever the look was before the end, the fault sees at `must_retry` that the range is in progress or that `seq` has
 //! moved, because both change only while `mmu_lock` is held for writing.
 
-use core::sync::atomic::{AtomicU32, AtomicU64, Ordering};
+use crate::sync::atomic::{AtomicU32, AtomicU64, Ordering};
+use crate::sync::relax;
 use umbra_mmu_abi::Gfn;
 
 /// The sequence number and the pairs of one VM.
@@ -94,7 +95,7 @@ impl Invalidations {
             .fetch_update(Ordering::Acquire, Ordering::Relaxed, one_more)
             .is_err()
         {
-            core::hint::spin_loop();
+            relax();
         }
         ActivePair(())
     }
@@ -157,7 +158,7 @@ impl Invalidations {
             .compare_exchange_weak(0, PUBLISHING, Ordering::Acquire, Ordering::Relaxed)
             .is_err()
         {
-            core::hint::spin_loop();
+            relax();
         }
         let result = publish();
         self.active.store(0, Ordering::Release);

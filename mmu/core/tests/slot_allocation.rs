@@ -5,7 +5,7 @@ use stats_alloc::{INSTRUMENTED_SYSTEM, Region, StatsAlloc};
 use std::alloc::System;
 use umbra_mmu_abi::{Backing, BackingId, Gfn, SlotFlags, SlotId};
 use umbra_mmu_core::null::NullStage2;
-use umbra_mmu_core::slots::MAX_SLOTS;
+use umbra_mmu_core::slots::USER_MEM_SLOTS;
 use umbra_mmu_core::stage2::BackingShape;
 use umbra_mmu_core::{Limits, Mmu};
 
@@ -26,7 +26,7 @@ fn a_slot_allocates_its_reverse_map_only() {
         first_page: 0,
     };
     let mut first = None;
-    for id in 0..MAX_SLOTS as u16 {
+    for id in 0..USER_MEM_SLOTS as u16 {
         let region = Region::new(ALLOCATOR);
         // All of them near each other: they need few tables.
         mmu.set_slot(SlotId(id), Gfn::new(2 * u64::from(id)), 1, backing, SlotFlags::empty())
