@@ -15,6 +15,7 @@ use std::time::{Duration, Instant};
 pub struct Steps {
     logs: PathBuf,
     terminal: bool,
+    quiet: bool,
 }
 
 impl Steps {
@@ -23,6 +24,16 @@ impl Steps {
         Self {
             logs: paths.logs(),
             terminal: std::io::stderr().is_terminal(),
+            quiet: false,
+        }
+    }
+
+    /// Steps that are shown by somebody else.
+    pub fn quiet(&self) -> Self {
+        Self {
+            logs: self.logs.clone(),
+            terminal: false,
+            quiet: true,
         }
     }
 
@@ -114,6 +125,7 @@ impl Steps {
         Shown {
             what: what.to_owned(),
             bar,
+            quiet: self.quiet,
             started: Instant::now(),
         }
     }
@@ -124,6 +136,7 @@ impl Steps {
 pub struct Shown {
     what: String,
     bar: Option<ProgressBar>,
+    quiet: bool,
     started: Instant,
 }
 
@@ -143,7 +156,7 @@ impl Shown {
             bar.finish_and_clear();
         }
         // Steps that had nothing to do are not worth a line.
-        if took > Duration::from_secs(2) {
+        if took > Duration::from_secs(2) && !self.quiet {
             eprintln!("umbra: {} ({:.1} s)", self.what, took.as_secs_f64());
         }
     }
@@ -152,11 +165,13 @@ impl Shown {
         if let Some(bar) = &self.bar {
             bar.finish_and_clear();
         }
-        eprintln!(
-            "umbra: {} FAILED ({:.1} s)",
-            self.what,
-            self.started.elapsed().as_secs_f64()
-        );
+        if !self.quiet {
+            eprintln!(
+                "umbra: {} FAILED ({:.1} s)",
+                self.what,
+                self.started.elapsed().as_secs_f64()
+            );
+        }
     }
 }
 
@@ -208,6 +223,7 @@ mod tests {
         Steps {
             logs: std::env::temp_dir().join(format!("umbra-steps-{}", std::process::id())),
             terminal: false,
+            quiet: false,
         }
     }
 

@@ -31,6 +31,14 @@ impl Builder {
         Self { paths, steps }
     }
 
+    /// The same, for work whose steps somebody else shows.
+    pub fn quiet(&self) -> Self {
+        Self {
+            paths: self.paths.clone(),
+            steps: self.steps.quiet(),
+        }
+    }
+
     /// Waits until nobody else builds in this project folder: CMake, ninja and what is read after cargo has ended do not
     /// expect another command there. The turn ends when the result is dropped.
     pub fn turn(&self) -> Result<Turn> {

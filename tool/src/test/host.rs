@@ -6,30 +6,83 @@ use crate::build::program::{cargo, host_cargo};
 use crate::build::{Builder, Kernel};
 use anyhow::{Context, Result};
 use regex::Regex;
+use std::collections::VecDeque;
 use std::path::Path;
 use std::process::Command;
+use std::sync::{Mutex, PoisonError};
+use std::time::Instant;
 
-/// Runs all host checks.
-pub fn checks(builder: &Builder, kernel: Option<&Kernel>, board: &Board) {
+/// One check by name.
+type Check<'a> = (String, Box<dyn FnOnce() -> Verdict + Send + 'a>);
+
+/// Runs all host checks, `at_once` of them side by side. Cargo lets them take turns where they build in the same folder.
+pub fn checks(builder: &Builder, kernel: Option<&Kernel>, board: &Board, at_once: u8) {
+    let queue: Mutex<VecDeque<Check>> = Mutex::new(all(builder, kernel, board).into());
+    let next = || queue.lock().unwrap_or_else(PoisonError::into_inner).pop_front();
+    std::thread::scope(|scope| {
+        for _ in 0..at_once {
+            scope.spawn(|| {
+                while let Some((name, check)) = next() {
+                    board.begin(&name);
+                    let begun = Instant::now();
+                    board.add(&name, check(), begun.elapsed());
+                }
+            });
+        }
+    });
+}
+
+/// The checks, the longest first.
+fn all<'a>(builder: &'a Builder, kernel: Option<&'a Kernel>, board: &'a Board) -> Vec<Check<'a>> {
     let root = builder.paths.root();
-    let run = |name: &str, command: &mut Command| {
-        board.check(name, || verdict(builder, name, command));
-    };
-    run("format", host_cargo(root).args(["fmt", "--all", "--check"]));
-    run(
-        "lints",
-        host_cargo(root)
-            .args(["clippy", "--locked", "--quiet", "--all-targets"])
-            .args(["--features", "umbra-images/simulators,sel4-bindgen/built-tree"])
-            .args(["--", "-D", "warnings"]),
-    );
+    let mut checks: Vec<Check> = Vec::new();
+    let mut add = |name: &str, check: Box<dyn FnOnce() -> Verdict + Send + 'a>| checks.push((name.to_owned(), check));
+    add("host tests", Box::new(|| host_tests(builder, board)));
+    add("mutations", Box::new(|| mutations(builder, board)));
     for checker in CHECKERS {
-        run(
-            &format!("lints of race models ({checker})"),
-            races(root, "clippy", checker).args(["--quiet", "--all-targets", "--", "-D", "warnings"]),
-        );
+        let name = format!("races ({checker})");
+        let mut command = races(root, "test", checker);
+        add(&name.clone(), Box::new(move || verdict(builder, &name, &mut command)));
     }
-    board.check("lints of seL4 programs", || match (kernel, sel4_packages(builder)) {
+    let mut lints = host_cargo(root);
+    lints
+        .args(["clippy", "--locked", "--quiet", "--all-targets"])
+        .args(["--features", "umbra-images/simulators,sel4-bindgen/built-tree"])
+        .args(["--", "-D", "warnings"]);
+    add("lints", Box::new(move || verdict(builder, "lints", &mut lints)));
+    for checker in CHECKERS {
+        let name = format!("lints of race models ({checker})");
+        let mut command = races(root, "clippy", checker);
+        command.args(["--quiet", "--all-targets", "--", "-D", "warnings"]);
+        add(&name.clone(), Box::new(move || verdict(builder, &name, &mut command)));
+    }
+    add("lints of seL4 programs", Box::new(move || sel4_lints(builder, kernel)));
+    add(
+        "bindings and the built kernel agree",
+        Box::new(move || bindings(builder, kernel)),
+    );
+    let mut format = host_cargo(root);
+    format.args(["fmt", "--all", "--check"]);
+    add("format", Box::new(move || verdict(builder, "format", &mut format)));
+    add(
+        "requirements table",
+        Box::new(|| Verdict::from_result(crate::requirements::check(&builder.paths))),
+    );
+    checks
+}
+
+/// Features of the race models: each of them swaps the atomics of the MMU for those of a model checker.
+const CHECKERS: [&str; 1] = ["loom"];
+
+/// `cargo COMMAND` for the race models, which are no default member.
+fn races(root: &Path, command: &str, checker: &str) -> Command {
+    let mut cargo = host_cargo(root);
+    cargo.args([command, "--locked", "--package", "umbra-races", "--features", checker]);
+    cargo
+}
+
+fn sel4_lints(builder: &Builder, kernel: Option<&Kernel>) -> Verdict {
+    match (kernel, sel4_packages(builder)) {
         (None, _) => Verdict::NotRun("there is no kernel build to take the bindings from".to_owned()),
         (_, Err(error)) => Verdict::from_result(Err(error)),
         (Some(_), Ok(packages)) if packages.is_empty() => Verdict::failed("the workspace has no seL4 programs", ""),
@@ -45,56 +98,40 @@ pub fn checks(builder: &Builder, kernel: Option<&Kernel>, board: &Board) {
                 command.args(["--", "-D", "warnings"]),
             )
         }
-    });
-    board.check("bindings and the built kernel agree", || match kernel {
-        None => Verdict::NotRun("there is no kernel build to compare with".to_owned()),
-        Some(kernel) => {
-            let mut command = host_cargo(root);
-            command.args([
-                "test",
-                "--locked",
-                "--package",
-                "sel4-bindgen",
-                "--features",
-                "built-tree",
-            ]);
-            command.args(["--test", "real_tree"]);
-            command.env("SEL4_BUILD_DIR", kernel.folder());
-            verdict(builder, "bindings", &mut command)
-        }
-    });
-    board.check("requirements table", || {
-        Verdict::from_result(crate::requirements::check(&builder.paths))
-    });
-    for checker in CHECKERS {
-        run(&format!("races ({checker})"), &mut races(root, "test", checker));
     }
-    host_tests(builder, board);
-    mutations(builder, board);
 }
 
-/// Features of the race models: each of them swaps the atomics of the MMU for those of a model checker.
-const CHECKERS: [&str; 1] = ["loom"];
-
-/// `cargo COMMAND` for the race models, which are no default member.
-fn races(root: &Path, command: &str, checker: &str) -> Command {
-    let mut cargo = host_cargo(root);
-    cargo.args([command, "--locked", "--package", "umbra-races", "--features", checker]);
-    cargo
+fn bindings(builder: &Builder, kernel: Option<&Kernel>) -> Verdict {
+    let Some(kernel) = kernel else {
+        return Verdict::NotRun("there is no kernel build to compare with".to_owned());
+    };
+    let mut command = host_cargo(builder.paths.root());
+    command
+        .args([
+            "test",
+            "--locked",
+            "--package",
+            "sel4-bindgen",
+            "--features",
+            "built-tree",
+        ])
+        .args(["--test", "real_tree"])
+        .env("SEL4_BUILD_DIR", kernel.folder());
+    verdict(builder, "bindings", &mut command)
 }
 
 /// Whether the tests see the bugs that they are known to see.
-fn mutations(builder: &Builder, board: &Board) {
-    board.check("mutations", || match crate::mutations::check(builder) {
+fn mutations(builder: &Builder, board: &Board) -> Verdict {
+    match crate::mutations::check(builder) {
         Ok(report) => {
-            println!("    mutations: {}", report.summary);
+            board.note(&format!("    mutations: {}", report.summary));
             match report.survived.as_slice() {
                 [] => Verdict::Passed,
                 survived => Verdict::failed(format!("not caught: {}", survived.join("; ")), report.text),
             }
         }
         Err(error) => Verdict::from_result(Err(error)),
-    });
+    }
 }
 
 /// The boot loader and the small guests on simulated PCs, without Umbra.
@@ -160,27 +197,25 @@ fn verdict(builder: &Builder, name: &str, command: &mut Command) -> Verdict {
 }
 
 /// Unit, property and documentation tests of the default members, each counted.
-fn host_tests(builder: &Builder, board: &Board) {
+fn host_tests(builder: &Builder, board: &Board) -> Verdict {
     const NAME: &str = "host tests";
-    board.check(NAME, || {
-        let mut command = host_cargo(builder.paths.root());
-        command.args(["test", "--locked", "--no-fail-fast"]);
-        let (status, output) = match builder.steps.attempt(NAME, &mut command) {
-            Ok(ended) => ended,
-            Err(error) => return Verdict::from_result(Err(error)),
-        };
-        let (passed, failed) = count_tests(&output);
-        // The verdict on the whole counts as one failure.
-        board.add_count(passed, failed.saturating_sub(1));
-        println!("    {passed} host tests passed, {failed} failed");
-        if status.success() && passed > 0 {
-            Verdict::Passed
-        } else {
-            let log = builder.steps.log(NAME);
-            let more = failures(&output) + &format!("\nall of it: {}", log.display());
-            Verdict::failed(format!("{failed} host tests failed ({status})"), more)
-        }
-    });
+    let mut command = host_cargo(builder.paths.root());
+    command.args(["test", "--locked", "--no-fail-fast"]);
+    let (status, output) = match builder.steps.attempt(NAME, &mut command) {
+        Ok(ended) => ended,
+        Err(error) => return Verdict::from_result(Err(error)),
+    };
+    let (passed, failed) = count_tests(&output);
+    // The verdict on the whole counts as one failure.
+    board.add_count(passed, failed.saturating_sub(1));
+    board.note(&format!("    {passed} host tests passed, {failed} failed"));
+    if status.success() && passed > 0 {
+        Verdict::Passed
+    } else {
+        let log = builder.steps.log(NAME);
+        let more = failures(&output) + &format!("\nall of it: {}", log.display());
+        Verdict::failed(format!("{failed} host tests failed ({status})"), more)
+    }
 }
 
 /// Sums of the closing lines of all test programs.

@@ -32,7 +32,7 @@ pub struct TestArgs {
     /// Only booted suites and cases whose NAME/SIMULATOR matches (no host checks)
     #[arg(long, value_name = "REGEX", conflicts_with = "fast")]
     filter: Option<String>,
-    /// Simulators at the same time
+    /// Checks, and then simulators, at the same time
     #[arg(long, default_value_t = 2, value_parser = clap::value_parser!(u8).range(1..=64))]
     jobs: u8,
     /// List suites and cases instead of running them
@@ -106,7 +106,7 @@ pub fn test(builder: &Builder, args: &TestArgs) -> Result<i32> {
     let board = Board::with_progress();
     let vtx = kernel_check(builder, "vtx", &board);
     if filter.is_none() {
-        host::checks(builder, vtx.as_ref(), &board);
+        host::checks(&builder.quiet(), vtx.as_ref(), &board, args.jobs);
     }
     if !args.fast {
         if filter.is_none() {

@@ -127,6 +127,15 @@ impl Board {
         }
     }
 
+    /// A line beside the verdicts.
+    pub fn note(&self, line: &str) {
+        let print = || println!("{line}");
+        match &self.bar {
+            Some(bar) => bar.suspend(print),
+            None => print(),
+        }
+    }
+
     /// Many passes at once that another runner has shown already.
     pub fn add_count(&self, passed: usize, failed: usize) {
         let mut state = self.state.lock().unwrap_or_else(PoisonError::into_inner);
