@@ -122,6 +122,9 @@ pub struct HostPage {
 pub enum HostView {
     /// A frame.
     Page(HostPage),
+    /// A frame of 4K that was split off a large one for the dirty log: it may be part of one again.
+    // REQ: LP-4
+    Split(HostPage),
     /// Nothing until the owner brings it back.
     Away,
     /// Nothing for good.
@@ -141,8 +144,21 @@ pub enum HostError {
     NotUniform,
 }
 
-/// Set in a chunk's word where its frames are 4K ones. Below it: how many of its pages are not [`PageState::Resident`].
+/// Why a large frame is split.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum SplitFor {
+    /// Its owner wants frames of 4K.
+    Owner,
+    /// Writes are logged page by page; later it may be one again.
+    Log,
+}
+
+/// Set in a chunk's word where its frames are 4K ones.
 const SMALL: u32 = 1 << 31;
+/// Set beside it for [`SplitFor::Log`].
+const FOR_LOG: u32 = 1 << 30;
+/// Below: how many of its pages are not [`PageState::Resident`].
+const COUNT: u32 = FOR_LOG - 1;
 const CHUNK_SHIFT: u32 = PageLevel::M2.frame_shift();
 const CHUNK: u32 = 1 << CHUNK_SHIFT;
 /// log2 of the chunks in 1G.
@@ -223,6 +239,12 @@ impl HostMemory {
             word => {
                 let whole = word == CHUNK && backing.layout == HostLayout::Frames;
                 let level = if whole { PageLevel::M2 } else { PageLevel::K4 };
+                if word == SMALL | FOR_LOG {
+                    return match page(PageLevel::K4, access) {
+                        HostView::Page(page) => HostView::Split(page),
+                        other @ (HostView::Split(_) | HostView::Away | HostView::Revoked) => other,
+                    };
+                }
                 match backing.state(frame.page()) {
                     PageState::Resident => page(PageLevel::K4, access),
                     PageState::WriteProtected => page(level, GuestAccess::ReadExec),
@@ -288,14 +310,25 @@ impl HostMemory {
     /// # Errors
     /// It is no 2M frame.
     // REQ: HOST-2
-    pub fn split(&self, frame: Frame) -> Result<(), HostError> {
+    pub fn split(&self, frame: Frame, why: SplitFor) -> Result<(), HostError> {
         let (backing, chunk) = self.whole_chunk(frame)?;
+        let small = match why {
+            SplitFor::Owner => SMALL,
+            SplitFor::Log => SMALL | FOR_LOG,
+        };
         match backing.chunks[chunk].load(Ordering::Relaxed) & SMALL {
             0 => {
-                backing.change(chunk, |word| word | SMALL);
+                backing.change(chunk, |word| word | small);
                 Ok(())
             }
             _ => Err(HostError::NotUniform),
+        }
+    }
+
+    /// The frames of 4K around `frame` stay as they are, whatever they were split for.
+    pub fn keep_split(&self, frame: Frame) {
+        if let Ok((backing, chunk)) = self.whole_chunk(frame) {
+            backing.change(chunk, |word| word & !FOR_LOG);
         }
     }
 
@@ -307,7 +340,7 @@ impl HostMemory {
     pub fn collapse(&self, frame: Frame) -> Result<(), HostError> {
         let (backing, chunk) = self.whole_chunk(frame)?;
         if !self.is_large(frame) && backing.is_uniform(chunk) {
-            backing.change(chunk, |word| word & !SMALL);
+            backing.change(chunk, |word| word & COUNT);
             return Ok(());
         }
         Err(HostError::NotUniform)
@@ -439,7 +472,7 @@ mod tests {
     fn first_and_level(host: &HostMemory, page: u32) -> (u32, PageLevel) {
         match host.page(frame(page)) {
             HostView::Page(page) => (page.first.page(), page.level),
-            gone @ (HostView::Away | HostView::Revoked) => panic!("page {page} is {gone:?}"),
+            other @ (HostView::Split(_) | HostView::Away | HostView::Revoked) => panic!("page {page} is {other:?}"),
         }
     }
 
@@ -476,7 +509,7 @@ mod tests {
         );
         let last = 2 * giant + 3 * LARGE + 6;
         assert_eq!(first_and_level(&host, last), (last, PageLevel::K4));
-        host.split(frame(giant + 1)).unwrap();
+        host.split(frame(giant + 1), SplitFor::Owner).unwrap();
         assert_eq!(first_and_level(&host, giant + 1), (giant + 1, PageLevel::K4));
         assert_eq!(first_and_level(&host, giant + 512).1, PageLevel::M2);
         assert_eq!(first_and_level(&host, 3).1, PageLevel::G1);
@@ -547,7 +580,7 @@ mod tests {
         };
         assert_eq!(host.page(frame(whole + 9)), HostView::Page(page));
         host.set_state(frame(whole), LARGE, Resident).unwrap();
-        host.split(frame(whole + 3)).unwrap();
+        host.split(frame(whole + 3), SplitFor::Owner).unwrap();
         host.set_state(frame(whole + 1), 1, Away).unwrap();
         assert_eq!(host.page(frame(whole + 1)), HostView::Away);
         assert_eq!(first_and_level(&host, whole), (whole, PageLevel::K4));
@@ -558,8 +591,35 @@ mod tests {
         assert_eq!(host.chunk_of(frame(whole + 77)), Ok(frame(whole)));
         // The first and the last four pages are no part of 512 that could be one.
         assert_eq!(host.collapse(frame(1)), Err(HostError::NoPages));
-        assert_eq!(host.split(frame(4 + 2 * LARGE)), Err(HostError::NoPages));
+        assert_eq!(
+            host.split(frame(4 + 2 * LARGE), SplitFor::Owner),
+            Err(HostError::NoPages)
+        );
         assert_eq!(host.set_state(frame(0), 9 + 2 * LARGE, Away), Err(HostError::NoPages));
+    }
+
+    // REQ: LP-4
+    #[test]
+    fn what_was_split_for_the_log_says_so_until_it_is_one_again() {
+        let host = host(HostLayout::Frames, 0, 2, 0);
+        host.split(frame(0), SplitFor::Log).unwrap();
+        let page = |page| HostPage {
+            first: frame(page),
+            level: PageLevel::K4,
+            access: GuestAccess::All,
+        };
+        assert_eq!(host.page(frame(7)), HostView::Split(page(7)));
+        host.set_state(frame(7), 1, Away).unwrap();
+        assert_eq!(
+            (host.page(frame(7)), host.page(frame(8))),
+            (HostView::Away, HostView::Page(page(8)))
+        );
+        host.set_state(frame(7), 1, Resident).unwrap();
+        host.collapse(frame(7)).unwrap();
+        assert_eq!(first_and_level(&host, 7), (0, PageLevel::M2));
+        host.split(frame(512), SplitFor::Log).unwrap();
+        host.keep_split(frame(600));
+        assert_eq!(host.page(frame(513)), HostView::Page(page(513)));
     }
 
     // REQ: MEM-3
@@ -576,7 +636,7 @@ mod tests {
         let at = |id: u16| Frame::new(BackingId(id), 3).unwrap();
         let access = |id| match host.page(at(id)) {
             HostView::Page(page) => page.access,
-            HostView::Away | HostView::Revoked => panic!("nothing was taken away"),
+            HostView::Split(_) | HostView::Away | HostView::Revoked => panic!("nothing was taken away"),
         };
         assert_eq!(
             [0, 1, 2].map(access),
