@@ -177,6 +177,8 @@ pub enum End {
     NoMemory {
         /// The entry's address.
         gpa: u64,
+        /// The error code, were the entry not present.
+        code: u32,
     },
 }
 
@@ -275,7 +277,10 @@ fn allowed(regs: &Registers, access: Access, rw: bool, us: bool, xd: bool) -> bo
         (Who::User, Kind::Read) => us,
         (Who::User, Kind::Write) => us && rw,
         (Who::User, Kind::Fetch) => us && !xd,
-        (Who::Supervisor | Who::SupervisorAc, Kind::Fetch) => !xd && !(us && has(Controls::SMEP)),
+        (Who::Supervisor | Who::SupervisorAc, Kind::Fetch) => {
+            let smep = us && has(Controls::SMEP);
+            !xd && !smep
+        }
         (who, kind) => {
             let smap = us && has(Controls::SMAP) && who == Who::Supervisor;
             let wp = kind == Kind::Write && has(Controls::WP) && !rw;
@@ -358,7 +363,8 @@ impl<M: Memory> Walker<'_, M> {
             });
         });
         if !any {
-            let end = End::NoMemory { gpa };
+            let code = access_code(self.regs, self.access);
+            let end = End::NoMemory { gpa, code };
             each(&Walk { end, ..*walk });
         }
     }

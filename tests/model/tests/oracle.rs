@@ -55,7 +55,10 @@ fn two_levels() {
     let without = regs(Paging::TwoLevel, Controls::empty());
     assert_eq!(
         end(&reserved, &without, 0xc1_2abc, READ),
-        End::NoMemory { gpa: 0x160_0048 }
+        End::NoMemory {
+            gpa: 0x160_0048,
+            code: 0
+        }
     );
     let user = Access {
         kind: Kind::Write,
