@@ -10,8 +10,8 @@ pub struct Case {
     pub gva: u64,
     /// The registers, without controls.
     pub regs: Registers,
-    /// The entry of each level, 1 at index 0, with its address.
-    pub entries: Vec<(u64, u64)>,
+    /// The entry of each level, 1 at index 0, with its address; the rest is nowhere.
+    pub entries: [(u64, u64); 5],
 }
 
 impl Memory for Case {
@@ -84,23 +84,24 @@ impl Chain {
     fn case(&self, bits: &[u64]) -> Case {
         let gva = self.gva();
         let paging = self.paging;
-        let entries = bits.iter().enumerate().map(|(at, bits)| {
+        let narrow = if paging == Paging::TwoLevel {
+            u32::MAX.into()
+        } else {
+            u64::MAX
+        };
+        let mut entries = [(u64::MAX, 0); 5];
+        for (at, (bits, entry)) in bits.iter().zip(&mut entries).enumerate() {
             let level = at as u8 + 1;
             let index = gva >> paging.shift(level) & ((1 << paging.index_bits()) - 1);
-            let narrow = if paging == Paging::TwoLevel {
-                u32::MAX.into()
-            } else {
-                u64::MAX
-            };
-            let at = self.table(level) + index * paging.entry_bytes() as u64;
-            (at, (bits ^ self.address(level, *bits)) & narrow)
-        });
+            let gpa = self.table(level) + index * paging.entry_bytes() as u64;
+            *entry = (gpa, (bits ^ self.address(level, *bits)) & narrow);
+        }
         let root = self.table(paging.top());
         let mut pdptes = [0; 4];
         pdptes[2] = root | P;
         Case {
             gva,
-            entries: entries.collect(),
+            entries,
             regs: Registers {
                 paging,
                 cr3: if paging == Paging::Pae { 0x20 } else { root },

@@ -250,7 +250,7 @@ impl Generator {
         // Entry 0 of a fixed table leads to the tables themselves; losing it makes for a quiet guest.
         let fixed = table < POOL.start && index == 0 && table != PT && table != 2;
         let index = if fixed && !self.random.chance(3) { 1 } else { index };
-        let gpa = table << 12 | index * bytes as u64;
+        let gpa = (table << 12) + index * bytes as u64;
         let old = guest
             .memory
             .page_at(table)
@@ -498,7 +498,7 @@ impl Generator {
             self.gfn()
         };
         Step::Device {
-            gpa: gfn << 12 | self.random.below(8) * 8,
+            gpa: (gfn << 12) + self.random.below(8) * 8,
             value: self.random.bits(),
         }
     }
@@ -576,7 +576,7 @@ fn repair(vcpu: u8) -> [Step; 3] {
     };
     [
         store(PD << 12, PT << 12 | 7),
-        store(PT << 12 | PD * 8, PD << 12 | 7),
-        store(PT << 12 | PT * 8, PT << 12 | 7),
+        store((PT << 12) + PD * 8, PD << 12 | 7),
+        store((PT << 12) + PT * 8, PT << 12 | 7),
     ]
 }

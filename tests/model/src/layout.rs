@@ -85,7 +85,7 @@ fn identity(gfn: u64) -> u64 {
 /// Every entry that is not 0, as (gpa, bytes, value).
 pub fn first_tables() -> Vec<(u64, u8, u64)> {
     let mut all = Vec::new();
-    let mut put = |gfn: u64, index: u64, value: u64| all.push((gfn << 12 | index * 8, 8, value));
+    let mut put = |gfn: u64, index: u64, value: u64| all.push(((gfn << 12) + index * 8, 8, value));
     for gfn in (0..512).filter(|gfn| identity(*gfn) != 0) {
         put(PT, gfn, identity(gfn));
     }
@@ -117,7 +117,7 @@ pub fn first_tables() -> Vec<(u64, u8, u64)> {
         put(gfn, 2, entry(0x400 + at as u64));
         put(gfn, 3, entry(0x1c0));
     }
-    let mut put = |gfn: u64, index: u64, value: u64| all.push((gfn << 12 | index * 4, 4, value));
+    let mut put = |gfn: u64, index: u64, value: u64| all.push(((gfn << 12) + index * 4, 4, value));
     for gfn in (0..1024).filter(|gfn| identity(*gfn) != 0) {
         put(2, gfn, identity(gfn));
     }

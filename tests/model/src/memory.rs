@@ -231,7 +231,7 @@ impl Memory for View<'_> {
             page: (slot.first + (gpa >> 12) - slot.base) as u32,
         };
         let part = |word: u64| match bytes {
-            4 => word >> (gpa as u32 & 4) * 8 & u64::from(u32::MAX),
+            4 => word >> ((gpa as u32 & 4) * 8) & u64::from(u32::MAX),
             _ => word,
         };
         let now = part(self.memory.word(page, gpa));
