@@ -55,8 +55,9 @@ fn main(config: &'static [u8]) -> ! {
         SinkKind::Ept => {
             let ept = Ept(cap::EptPml4::from_bits(shortcut(slot::EPT, 0)));
             let stage2 = CapStage2::new(ept, CNODE, TOP, objects, backings);
-            let mut mmu = Mmu::new(stage2, shapes, &limits).expect("the heap holds the tables");
-            serve::serve(cap::Endpoint::from_bits(shortcut(slot::REQUESTS, 1)), &mut mmu)
+            let mmu = Mmu::new(stage2, shapes, &limits).expect("the heap holds the tables");
+            let mut vcpu = mmu.add_vcpu().expect("the first virtual processor");
+            serve::serve(cap::Endpoint::from_bits(shortcut(slot::REQUESTS, 1)), &mmu, &mut vcpu)
         }
     }
 }

@@ -3,16 +3,18 @@
 
 use sel4::{Received, Word, cap};
 use umbra_mmu_abi::wire::{MAX_WORDS, Message};
-use umbra_mmu_abi::{Reply, Request};
+use umbra_mmu_abi::{FaultOutcome, Reply, Request};
 use umbra_mmu_core::Mmu;
 use umbra_mmu_core::change::ChangeError;
+use umbra_mmu_core::fault::{Fault, Outcome};
 use umbra_mmu_core::stage2::Stage2;
+use umbra_mmu_core::vcpu::Vcpu;
 
 /// Serves requests for ever.
-pub fn serve<S: Stage2>(requests: cap::Endpoint, mmu: &mut Mmu<S>) -> ! {
+pub fn serve<S: Stage2>(requests: cap::Endpoint, mmu: &Mmu<S>, vcpu: &mut Vcpu) -> ! {
     let mut received = requests.recv();
     loop {
-        let reply = answer(mmu, &message(&received)).encode();
+        let reply = answer(mmu, vcpu, &message(&received)).encode();
         // One bounded batch of what zap-all left over: so much a vCPU may have to wait for.
         // REQ: ZAP-2
         if mmu.has_background_work() {
@@ -23,7 +25,7 @@ pub fn serve<S: Stage2>(requests: cap::Endpoint, mmu: &mut Mmu<S>) -> ! {
 }
 
 /// Answers one message, whatever it is.
-pub fn answer<S: Stage2>(mmu: &mut Mmu<S>, message: &Message) -> Reply {
+pub fn answer<S: Stage2>(mmu: &Mmu<S>, vcpu: &mut Vcpu, message: &Message) -> Reply {
     let request = match Request::decode(message) {
         Ok(request) => request,
         Err(malformed) => {
@@ -32,8 +34,12 @@ pub fn answer<S: Stage2>(mmu: &mut Mmu<S>, message: &Message) -> Reply {
         }
     };
     match request {
-        Request::Fault { gpa, access } => match mmu.fault(gpa, access) {
-            Ok(outcome) => Reply::Fault(outcome),
+        Request::Fault { gpa, access } => match mmu.fault(vcpu, &Fault::violation(gpa, access)) {
+            Ok(Outcome::Resume) => Reply::Fault(FaultOutcome::Resume),
+            Ok(Outcome::Emulate(mmio)) => Reply::Fault(FaultOutcome::Emulate(mmio)),
+            Ok(outcome @ (Outcome::EmulateTableWrite { .. } | Outcome::Reflect(_))) => {
+                panic!("{outcome:?} at {gpa}: in EPT mode the guest's tables are its own business")
+            }
             Err(error) => {
                 log::error!("{access:?} at {gpa}: {error}");
                 Reply::Failed

@@ -2,10 +2,13 @@
 //! Is everything as it should be? Sptes, reverse maps, slots and hardware are compared with each other.
 
 use crate::Mmu;
+use crate::locks::Held;
 use crate::spte::{Leaf, SpteKind, Writable};
 use crate::stage2::{GuestAccess, Observed, Stage2, TableLevel};
+use crate::sync::atomic::Ordering;
 use crate::table::{ENTRIES, SptePlace, TableId};
-use umbra_mmu_abi::{Gfn, SlotId};
+use crate::zap::Zap;
+use umbra_mmu_abi::{Gfn, PageLevel, SlotId};
 
 /// What was found.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Default)]
@@ -54,47 +57,56 @@ impl Audit {
 }
 
 impl<S: Stage2> Mmu<S> {
-    /// Compares everything with everything. Takes time in proportion to what is mapped and to the slots' pages.
+    /// Compares everything with everything, while nobody changes anything. Takes time in proportion to what is mapped and
+    /// to the slots' pages.
     // REQ: RM-3
-    pub fn audit(&mut self) -> Audit {
+    pub fn audit(&self) -> Audit {
+        self.zap_in_section(&mut Held::entry(), |all| all.audit())
+    }
+}
+
+/// Leaves of one slot.
+#[derive(Clone, Copy, Default)]
+struct Leaves {
+    present: u32,
+    access_tracked: u32,
+}
+
+impl<S: Stage2> Zap<'_, S> {
+    fn audit(&mut self) -> Audit {
         let mut audit = Audit::default();
-        let mut tables = self.audit_tree(self.root, &mut audit);
-        let mut root = self.obsolete;
+        let mut tables = self.audit_tree(self.mmu.root(), &mut audit);
+        let mut root = self.tree.obsolete;
         while let Some(id) = root {
             tables += self.audit_tree(id, &mut audit);
-            root = self.tables.chained(id);
+            root = self.mmu.tables.chained(id);
         }
-        audit.expect(
-            tables + self.tables.free_count() == self.tables.capacity(),
-            Difference::Pool,
-        );
-        let counted = self.stats.mapped_4k + self.stats.mapped_2m + self.stats.mapped_1g;
-        audit.expect(counted == audit.leaves as u64, Difference::Pool);
-        for at in 0..self.rmaps.len() {
-            let id = SlotId(at as u16);
-            let Some(rmap) = &self.rmaps[at] else { continue };
-            let mapped = rmap.count(&self.rmap_entries);
+        let unused = self.mmu.tables.unused(self.held).all();
+        audit.expect(tables + unused == self.mmu.tables.capacity(), Difference::Pool);
+        let counted = PageLevel::ALL.map(|level| self.mmu.stats.mapped(level).load(Ordering::Relaxed));
+        audit.expect(counted.iter().sum::<u64>() == audit.leaves.into(), Difference::Pool);
+        for slot in self.slots.iter() {
+            let id = slot.id;
+            let mapped = slot.data.count(&self.mmu.pte_entries);
             // Every leaf was found in its reverse map; equal totals mean that nothing else is in there.
-            let leaves = self
-                .slots
-                .published()
-                .get(id)
-                .map_or(0, |slot| self.leaves_in(slot.base, slot.end()));
-            audit.expect(mapped == leaves, Difference::RmapCount(id, mapped.abs_diff(leaves)));
-            let hardware = self.stage2.count_mapped(id);
-            audit.expect(hardware == mapped, Difference::HardwareCount(id, hardware));
+            let leaves = self.leaves_in(slot.base, slot.end());
+            let known = leaves.present + leaves.access_tracked;
+            audit.expect(mapped == known, Difference::RmapCount(id, mapped.abs_diff(known)));
+            let hardware = self.mmu.effects.lock(self.held).count_mapped(id);
+            audit.expect(hardware == leaves.present, Difference::HardwareCount(id, hardware));
         }
         audit
     }
 
     /// The tables of one tree, counted.
     fn audit_tree(&mut self, table: TableId, audit: &mut Audit) -> usize {
+        let all = &self.mmu.tables;
         let mut tables = 1;
         let (mut used, mut leaves) = (0, 0);
         for index in 0..ENTRIES as u16 {
             let place = SptePlace { table, index };
-            let gfn = self.tables.gfn_of(place);
-            let kind = match self.tables.decode(place) {
+            let gfn = all.gfn_of(place);
+            let kind = match all.decode(place) {
                 Ok(kind) => kind,
                 Err(bad) => {
                     audit.differs(Difference::BadSpte(place, bad.0));
@@ -105,28 +117,32 @@ impl<S: Stage2> Mmu<S> {
             match kind {
                 SpteKind::Empty => {}
                 SpteKind::Table(below) => {
-                    let (level, valid_gen) = (self.tables.get(table).role().level, self.tables.get(table).valid_gen());
-                    let table = self.tables.get(below);
-                    let fits = table.parent() == Some(place)
-                        && Some(table.role().level) == level.below()
+                    let above = all.get(table);
+                    let table = all.get(below);
+                    let parents = table.parent_ptes().places(&self.mmu.pte_entries);
+                    let fits = parents.eq([place])
+                        && Some(table.level()) == above.level().below()
                         && table.gfn() == gfn
-                        && table.valid_gen() == valid_gen;
+                        && table.valid_gen() == above.valid_gen();
                     audit.expect(fits, Difference::Table(below));
                     tables += self.audit_tree(below, audit);
                 }
-                SpteKind::Leaf(leaf) | SpteKind::AccessTracked(leaf) => {
+                SpteKind::Leaf(leaf) => {
                     leaves += 1;
-                    audit.leaves += 1;
-                    self.audit_leaf(place, gfn, &leaf, audit);
+                    self.audit_leaf(place, gfn, &leaf, Observed::Mapped, audit);
+                }
+                SpteKind::AccessTracked(leaf) => {
+                    leaves += 1;
+                    self.audit_leaf(place, gfn, &leaf, Observed::Unmapped, audit);
                 }
                 SpteKind::Mmio(mmio) => {
-                    let fits = mmio.gfn == gfn && self.tables.get(table).mmio_cached();
+                    let fits = mmio.gfn == gfn && all.get(table).mmio_cached();
                     audit.expect(fits, Difference::Mmio(gfn));
                 }
             }
         }
-        let at = self.tables.get(table);
-        let linked = leaves == 0 || at.handle().is_some() || at.role().level == TableLevel::Pml4;
+        let at = all.get(table);
+        let linked = leaves == 0 || at.handle().is_some() || at.level() == TableLevel::Pml4;
         audit.expect(
             (at.used(), at.leaves()) == (used, leaves) && linked,
             Difference::Table(table),
@@ -134,8 +150,9 @@ impl<S: Stage2> Mmu<S> {
         tables
     }
 
-    fn audit_leaf(&mut self, place: SptePlace, gfn: Gfn, leaf: &Leaf, audit: &mut Audit) {
-        let Some(slot) = self.slots.published().lookup(gfn) else {
+    fn audit_leaf(&mut self, place: SptePlace, gfn: Gfn, leaf: &Leaf, wanted: Observed, audit: &mut Audit) {
+        audit.leaves += 1;
+        let Some(slot) = self.slots.lookup(gfn) else {
             return audit.differs(Difference::Slot(gfn));
         };
         let (at, frame, level) = slot.page_at(gfn);
@@ -147,43 +164,40 @@ impl<S: Stage2> Mmu<S> {
             (at, frame, level) == (gfn, leaf.frame, leaf.level) && rights,
             Difference::Slot(gfn),
         );
-        let id = slot.id;
-        let known = self.rmaps[id.0 as usize]
-            .as_ref()
-            .is_some_and(|rmap| rmap.places(&self.rmap_entries, gfn, leaf.level).any(|p| p == place));
-        audit.expect(known, Difference::Rmap(gfn));
+        let mut places = slot.data.places(&self.mmu.pte_entries, gfn, leaf.level);
+        audit.expect(places.any(|p| p == place), Difference::Rmap(gfn));
+        drop(places);
         // What hangs below a cut-off table is mapped as far as its capability goes, and reachable for nobody.
-        let observed = self.stage2.observe(id, gfn, leaf);
-        let fits = match observed {
-            Observed::Mapped => true,
-            Observed::Unmapped | Observed::Different => false,
-        };
+        let observed = self.mmu.effects.lock(self.held).observe(slot.id, gfn, leaf);
         audit.expect(
-            fits || self.is_obsolete(place.table),
+            observed == wanted || self.mmu.is_obsolete(place.table),
             Difference::Hardware(gfn, observed),
         );
     }
 
     /// Leaves between two gfns, in the current tree and the obsolete ones.
-    fn leaves_in(&self, base: Gfn, end: Gfn) -> u32 {
-        let mut leaves = self.leaves_below(self.root, base, end);
-        let mut root = self.obsolete;
+    fn leaves_in(&self, base: Gfn, end: Gfn) -> Leaves {
+        let mut leaves = Leaves::default();
+        self.leaves_below(self.mmu.root(), base, end, &mut leaves);
+        let mut root = self.tree.obsolete;
         while let Some(id) = root {
-            leaves += self.leaves_below(id, base, end);
-            root = self.tables.chained(id);
+            self.leaves_below(id, base, end, &mut leaves);
+            root = self.mmu.tables.chained(id);
         }
         leaves
     }
 
-    fn leaves_below(&self, table: TableId, base: Gfn, end: Gfn) -> u32 {
-        let inside = |gfn: Gfn| base <= gfn && gfn < end;
-        (0..ENTRIES as u16)
-            .map(|index| SptePlace { table, index })
-            .map(|place| match self.tables.decode(place) {
-                Ok(SpteKind::Table(below)) => self.leaves_below(below, base, end),
-                Ok(SpteKind::Leaf(_) | SpteKind::AccessTracked(_)) => u32::from(inside(self.tables.gfn_of(place))),
-                Ok(SpteKind::Empty | SpteKind::Mmio(_)) | Err(_) => 0,
-            })
-            .sum()
+    fn leaves_below(&self, table: TableId, base: Gfn, end: Gfn, leaves: &mut Leaves) {
+        for index in 0..ENTRIES as u16 {
+            let place = SptePlace { table, index };
+            let gfn = self.mmu.tables.gfn_of(place);
+            let inside = u32::from(base <= gfn && gfn < end);
+            match self.mmu.tables.decode(place) {
+                Ok(SpteKind::Table(below)) => self.leaves_below(below, base, end, leaves),
+                Ok(SpteKind::Leaf(_)) => leaves.present += inside,
+                Ok(SpteKind::AccessTracked(_)) => leaves.access_tracked += inside,
+                Ok(SpteKind::Empty | SpteKind::Mmio(_)) | Err(_) => {}
+            }
+        }
     }
 }

@@ -12,7 +12,6 @@
 //! | which frames are there just now?          | [`host`]       |
 //! | is what a fault saw still true?           | [`invalidate`] |
 //! | which pages were written?                 | [`dirty`]      |
-//! | which sptes map a frame?                  | [`rmap`]       |
 //! | which sptes point here?                   | [`pte_list`]   |
 //! | what happens on a fault?                  | [`fault`]      |
 //! | what if hardware cannot walk the guest's?  | [`shadow`]     |
@@ -46,7 +45,6 @@ pub mod locks;
 pub mod mmio;
 pub mod null;
 pub mod pte_list;
-pub mod rmap;
 pub mod role;
 pub mod shadow;
 pub mod sim;
@@ -63,12 +61,21 @@ pub mod vcpu;
 pub mod zap;
 
 use alloc::vec::Vec;
-use rmap::{Rmap, RmapEntries};
-use slots::{MAX_SLOTS, SlotTable, Slots};
-use stage2::{BackingShape, Resource, Stage2, Stage2Error, TableLevel};
-use table::{HeapWords, Role, TableId, Tables};
+use core::array;
+use generation::SlotGeneration;
+use invalidate::Invalidations;
+use locks::{Held, LeafLock, MmuLock, SlotsArchLock, SlotsLock, Srcu};
+use pte_list::PteEntries;
+use role::Role;
+use slots::SlotTable;
+use spte::Format;
+use stage2::{BackingShape, NoRam, Resource, Stage2, Stage2Error, TableLevel};
+use sync::Epochs;
+use sync::atomic::{AtomicU32, AtomicU64, Ordering};
+use table::{HeapWords, TableId, Tables};
 use trace::Trace;
 use umbra_mmu_abi::{Generation, Gfn, PageLevel, Stat};
+use vcpu::{MAX_VCPUS, Vcpu, VcpuId};
 
 /// What an [`Mmu`] is made for.
 #[derive(Clone, Debug)]
@@ -91,45 +98,63 @@ impl Default for Limits {
     }
 }
 
-/// The MMU of one VM.
+/// The MMU of one VM. Any number of threads may use it at once; see [`locks`] for who waits for whom.
 pub struct Mmu<S: Stage2> {
-    stage2: S,
     backings: Vec<BackingShape>,
-    slots: Slots,
-    rmaps: Vec<Option<Rmap>>,
-    rmap_entries: RmapEntries,
+    /// Who holds it changes the slots.
+    slots_lock: SlotsLock<()>,
+    slots_arch_lock: SlotsArchLock<()>,
+    slots: Srcu<SlotTable>,
+    generation: SlotGeneration,
+    /// mmu_lock. Faults in EPT mode enter as readers, everything that takes sptes away as the writer.
+    lock: MmuLock<Tree>,
     tables: Tables<S::Words>,
-    root: TableId,
-    /// KVM: `mmu_valid_gen`.
-    valid_gen: u64,
-    /// Roots of earlier generations, chained; the background zap works on the first.
-    obsolete: Option<TableId>,
-    /// Counts everything that can make a plan wrong (KVM: `mmu_invalidate_seq`).
+    /// The root of the current tree and its `mmu_valid_gen`: changed under mmu_lock, read by walkers without it.
+    root: AtomicU32,
+    valid_gen: AtomicU64,
+    walkers: Epochs,
+    pte_entries: PteEntries,
+    /// What can make a plan wrong between its making and mmu_lock.
     // REQ: PF-3
-    invalidate_seq: u64,
-    spurious: fault::Spurious,
+    invalidate: Invalidations,
+    /// The hardware. A leaf lock: whether a leaf is mapped changes under it together with its spte.
+    effects: LeafLock<S>,
+    /// What the vCPUs have to do before they enter the guest again (KVM: `vcpu->requests`).
+    requests: [AtomicU32; MAX_VCPUS],
     stats: Stats,
     trace: Trace,
 }
 
+/// What mmu_lock guards beside the tables.
+#[derive(Debug, Default)]
+struct Tree {
+    /// Roots of earlier generations, chained; the background zap works on the first.
+    obsolete: Option<TableId>,
+}
+
 #[derive(Default)]
 struct Stats {
-    resumed: u64,
-    emulated: u64,
-    mapped_4k: u64,
-    mapped_2m: u64,
-    mapped_1g: u64,
-    generation_wraps: u64,
-    zap_alls: u64,
+    resumed: AtomicU64,
+    emulated: AtomicU64,
+    mapped: [AtomicU64; PageLevel::ALL.len()],
+    generation_wraps: AtomicU64,
+    zap_alls: AtomicU64,
 }
 
 impl Stats {
-    fn mapped(&mut self, level: PageLevel) -> &mut u64 {
-        match level {
-            PageLevel::K4 => &mut self.mapped_4k,
-            PageLevel::M2 => &mut self.mapped_2m,
-            PageLevel::G1 => &mut self.mapped_1g,
-        }
+    fn mapped(&self, level: PageLevel) -> &AtomicU64 {
+        &self.mapped[level as usize - 1]
+    }
+}
+
+bitflags::bitflags! {
+    /// What a vCPU has to do before it enters the guest again.
+    #[derive(Clone, Copy, Debug, PartialEq, Eq)]
+    pub struct Requests: u32 {
+        /// Its root registers point at a tree that is no more (KVM: `KVM_REQ_MMU_FREE_OBSOLETE_ROOTS`).
+        const RELOAD_ROOTS = 1 << 0;
+        /// Translations went that its TLB may hold.
+        const FLUSH = 1 << 1;
     }
 }
 
@@ -140,81 +165,109 @@ impl<S: Stage2> Mmu<S> {
     /// The limits do not fit into memory.
     pub fn new(stage2: S, backings: Vec<BackingShape>, limits: &Limits) -> Result<Self, Stage2Error>
     where
-        S: Stage2<Words = HeapWords>,
+        S: Stage2<Words = HeapWords, Ram = NoRam>,
     {
-        let make = || -> Result<_, Resource> {
-            let mut rmaps = Vec::new();
-            rmaps.try_reserve_exact(MAX_SLOTS).map_err(|_| Resource::Memory)?;
-            rmaps.resize_with(MAX_SLOTS, || None);
-            let tables = Tables::new(HeapWords::new(limits.tables.max(2))?)?;
-            Ok((
-                rmaps,
-                tables,
-                RmapEntries::new(limits.rmap_entries)?,
-                Slots::new(limits.first_generation)?,
-            ))
-        };
-        let (rmaps, tables, rmap_entries, slots) = make().map_err(Stage2Error::Exhausted)?;
-        let level = TableLevel::Pml4;
+        let words = HeapWords::new(limits.tables.max(2)).map_err(Stage2Error::Exhausted)?;
+        Self::with_words(stage2, words, backings, limits).map_err(Stage2Error::Exhausted)
+    }
+
+    fn with_words(stage2: S, words: S::Words, backings: Vec<BackingShape>, limits: &Limits) -> Result<Self, Resource> {
+        let tables = Tables::new(words, Format::Ept)?;
         let root = tables
-            .take(Gfn::new(0), Role { level }, 0)
-            .expect("the pool has two tables at least");
+            .take(&mut Held::entry(), Gfn::new(0), Role::ept(TableLevel::Pml4), 0)
+            .ok_or(Resource::Tables)?;
         Ok(Self {
-            stage2,
             backings,
-            slots,
-            rmaps,
-            rmap_entries,
+            slots_lock: SlotsLock::default(),
+            slots_arch_lock: SlotsArchLock::default(),
+            slots: Srcu::new(SlotTable::with_room()?, SlotTable::with_room()?),
+            generation: SlotGeneration::new(limits.first_generation),
+            lock: MmuLock::default(),
             tables,
-            root,
-            valid_gen: 0,
-            obsolete: None,
-            invalidate_seq: 0,
-            spurious: fault::Spurious::default(),
+            root: AtomicU32::new(root.raw()),
+            valid_gen: AtomicU64::new(0),
+            walkers: Epochs::new(),
+            pte_entries: PteEntries::new(limits.rmap_entries)?,
+            invalidate: Invalidations::default(),
+            effects: LeafLock::new(stage2),
+            requests: array::from_fn(|_| AtomicU32::new(0)),
             stats: Stats::default(),
             trace: Trace::default(),
         })
     }
 
-    /// The hardware below.
-    pub fn stage2(&self) -> &S {
-        &self.stage2
+    /// One more virtual processor; `None`: there are [`MAX_VCPUS`]. It stays for as long as the MMU.
+    pub fn add_vcpu(&self) -> Option<Vcpu> {
+        let walker = self.walkers.walker()?;
+        Some(Vcpu::new(VcpuId::new(walker.slot() as u8), walker))
+    }
+
+    /// Takes what a vCPU was asked to do before it enters the guest. In EPT mode the hardware's root stays, and there is
+    /// nothing more to it.
+    pub fn take_requests(&self, vcpu: &Vcpu) -> Requests {
+        let word = &self.requests[vcpu.id().index()];
+        if word.load(Ordering::Relaxed) == 0 {
+            return Requests::empty();
+        }
+        Requests::from_bits_retain(word.swap(0, Ordering::AcqRel))
+    }
+
+    /// Asks every vCPU.
+    fn request_all(&self, what: Requests) {
+        for word in &self.requests[..self.walkers.given()] {
+            word.fetch_or(what.bits(), Ordering::AcqRel);
+        }
     }
 
     /// The hardware below, for what the MMU does not do itself.
     pub fn stage2_mut(&mut self) -> &mut S {
-        &mut self.stage2
+        self.effects.get_mut()
     }
 
-    /// The published memslots.
-    pub fn slots(&self) -> &SlotTable {
-        self.slots.published()
+    /// Uses the hardware below while nobody else does.
+    pub fn with_stage2<R>(&self, act: impl FnOnce(&mut S) -> R) -> R {
+        let mut held = Held::entry();
+        act(&mut self.effects.lock(&mut held))
+    }
+
+    /// Looks at the published memslots, which do not change meanwhile. `look` must not change a slot.
+    pub fn with_slots<R>(&self, look: impl FnOnce(&SlotTable) -> R) -> R {
+        let mut held = Held::entry();
+        look(&self.slots.read(&mut held))
     }
 
     /// The memslot generation that cached knowledge must carry.
     pub fn generation(&self) -> Generation {
-        self.slots.generation().current()
+        self.generation.current()
     }
 
     /// The event trace.
-    pub fn trace(&mut self) -> &mut Trace {
-        &mut self.trace
+    pub fn trace(&self) -> &Trace {
+        &self.trace
     }
 
     /// A counter.
     pub fn stat(&self, stat: Stat) -> u64 {
-        match stat {
-            Stat::Resumed => self.stats.resumed,
-            Stat::Emulated => self.stats.emulated,
-            Stat::Mapped4K => self.stats.mapped_4k,
-            Stat::Mapped2M => self.stats.mapped_2m,
-            Stat::GenerationWraps => self.stats.generation_wraps,
-            Stat::ZapAlls => self.stats.zap_alls,
-        }
+        let counter = match stat {
+            Stat::Resumed => &self.stats.resumed,
+            Stat::Emulated => &self.stats.emulated,
+            Stat::Mapped4K => self.stats.mapped(PageLevel::K4),
+            Stat::Mapped2M => self.stats.mapped(PageLevel::M2),
+            Stat::GenerationWraps => &self.stats.generation_wraps,
+            Stat::ZapAlls => &self.stats.zap_alls,
+        };
+        counter.load(Ordering::Relaxed)
+    }
+
+    /// The root of the current tree. It may be an old one by the time it is used, unless mmu_lock is held.
+    #[inline]
+    fn root(&self) -> TableId {
+        TableId::from_raw(self.root.load(Ordering::Acquire))
     }
 
     /// Whether a table belongs to an earlier `mmu_valid_gen`.
+    #[inline]
     fn is_obsolete(&self, table: TableId) -> bool {
-        self.tables.get(table).valid_gen() != self.valid_gen
+        self.tables.get(table).valid_gen() != self.valid_gen.load(Ordering::Acquire)
     }
 }

@@ -2,12 +2,16 @@
 //! Is what an MMIO spte says still true? The check of its generation, and how such an spte comes and goes.
 
 use crate::Mmu;
-use crate::fault::Walk;
+use crate::fault::{Fault, Installed};
+use crate::generation::Stamp;
+use crate::locks::{Held, InMmu};
 use crate::spte::{Format, MmioAccess, MmioSpte, Spte, SpteKind};
-use crate::stage2::{Stage2, TableLevel, Unflushed};
+use crate::stage2::{Stage2, TableLevel};
 use crate::table::{ENTRIES, SptePlace, TableId};
 use crate::trace::Event;
-use umbra_mmu_abi::{Generation, Gfn, Mmio};
+use crate::vcpu::{TableCache, Vcpu};
+use crate::zap::Zap;
+use umbra_mmu_abi::{Generation, Gfn, Mmio, PAGE_SHIFT};
 
 /// How the fast path of an MMIO fault ended (KVM: `RET_MMIO_PF_*`).
 // REQ: GEN-4
@@ -35,40 +39,44 @@ pub fn check(kind: SpteKind, gfn: Gfn, slots: Option<Generation>) -> MmioCheck {
 }
 
 impl<S: Stage2> Mmu<S> {
+    /// What this vCPU remembers of its last MMIO access, if this is the same one and no slot has changed since.
+    // REQ: GEN-7
+    #[inline]
+    pub(crate) fn remembered_mmio(&self, vcpu: &Vcpu, fault: &Fault) -> Option<Mmio> {
+        let stamp = self.generation.cacheable()?;
+        let gfn = vcpu.mmio.get(fault.address >> PAGE_SHIFT, fault.code.bits(), stamp)?;
+        Some(self.emulated_at(gfn, stamp))
+    }
+
     /// Whether the spte at `gfn` is the very word that would be written there now: [`MmioCheck::Emulate`], at once.
     // REQ: GEN-4
     #[inline]
-    pub(crate) fn is_fresh_mmio(&mut self, spte: Spte, gfn: Gfn) -> bool {
-        let Some(generation) = self.slots.generation().cacheable() else {
-            return false;
-        };
-        let fresh = spte
-            == Spte::mmio(
-                Format::Ept,
-                MmioSpte {
-                    gfn,
-                    access: MmioAccess::All,
-                    generation,
-                },
-            );
-        if fresh {
-            let result = MmioCheck::Emulate;
-            self.trace.event(|| Event::CheckMmio {
-                gfn,
-                spte: generation,
-                slots: generation,
-                result,
-            });
+    pub(crate) fn fresh_mmio(&self, spte: Spte, gfn: Gfn, stamp: Option<Stamp>) -> Option<Mmio> {
+        let stamp = stamp?;
+        (spte == mmio_spte(gfn, stamp.generation())).then(|| self.emulated_at(gfn, stamp))
+    }
+
+    #[inline]
+    fn emulated_at(&self, gfn: Gfn, stamp: Stamp) -> Mmio {
+        let generation = stamp.generation();
+        self.trace.event(|| Event::CheckMmio {
+            gfn,
+            spte: generation,
+            slots: generation,
+            result: MmioCheck::Emulate,
+        });
+        Mmio {
+            gfn,
+            generation,
+            readonly_slot: false,
         }
-        fresh
     }
 
     /// [`check`], traced.
-    pub(crate) fn check_mmio(&mut self, kind: SpteKind, gfn: Gfn) -> MmioCheck {
-        let generation = self.slots.generation();
-        let result = check(kind, gfn, generation.cacheable());
+    pub(crate) fn check_mmio(&self, kind: SpteKind, gfn: Gfn) -> MmioCheck {
+        let result = check(kind, gfn, self.generation.cacheable().map(Stamp::generation));
         if let SpteKind::Mmio(spte) = kind {
-            let slots = generation.current();
+            let slots = self.generation.current();
             self.trace.event(|| Event::CheckMmio {
                 gfn,
                 spte: spte.generation,
@@ -88,105 +96,98 @@ impl<S: Stage2> Mmu<S> {
         }
     }
 
-    /// Caches that `gfn` has no memory, where tables for it are to be had. Not having it cached costs time only.
+    /// Caches in an spte that `gfn` has no memory. Never over a mapping: a slot that came meanwhile may have one there
+    /// already, and overwriting it would lose it to the reverse map (CVE-2026-23401).
     // REQ: GEN-1, PF-1
-    pub(crate) fn cache_mmio(&mut self, walk: &Walk, gfn: Gfn) {
-        let Some(generation) = self.slots.generation().cacheable() else {
-            return;
+    pub(crate) fn install_mmio(
+        &self,
+        held: &mut Held<InMmu>,
+        cache: &mut TableCache,
+        gfn: Gfn,
+        stamp: Stamp,
+    ) -> Installed {
+        let (place, old) = match self.extend(held, cache, gfn, TableLevel::Pt) {
+            Ok(found) => found,
+            Err(blocked) => return Installed::Blocked(blocked),
         };
-        let table = match self.on_the_way(walk, TableLevel::Pt) {
-            Some(table) => table,
-            None if self.make_room(gfn) => self.table_for(gfn, TableLevel::Pt),
-            None => return,
-        };
-        let place = self.tables.place(table, TableLevel::Pt, gfn);
-        match self.tables.kind(place) {
-            SpteKind::Empty | SpteKind::Mmio(_) => {}
-            // A mapping under an MMIO spte would be lost to the reverse map (CVE-2026-23401): there is none, because
-            // the mappings of a slot go before the slot does.
-            kind @ (SpteKind::Table(_) | SpteKind::Leaf(_) | SpteKind::AccessTracked(_)) => {
-                panic!("{gfn} has no memory, and an spte {kind:?}")
-            }
+        let new = mmio_spte(gfn, stamp.generation());
+        match old.peek(Format::Ept, TableLevel::Pt as u8) {
+            Ok(SpteKind::Empty | SpteKind::Mmio(_)) => {}
+            Ok(SpteKind::Leaf(_) | SpteKind::AccessTracked(_)) => return Installed::Overtaken,
+            Ok(SpteKind::Table(_)) | Err(_) => panic!("{place:?} holds {old:?}, which is no spte"),
         }
-        self.tables.set(
-            place,
-            Spte::mmio(
-                Format::Ept,
-                MmioSpte {
-                    gfn,
-                    access: MmioAccess::All,
-                    generation,
-                },
-            ),
-        );
-        self.tables.mark_mmio(table);
+        if self.tables.compare_exchange(place, old, new).is_err() {
+            return Installed::Overtaken;
+        }
+        self.tables.mark_mmio(held, place.table);
+        let generation = stamp.generation();
         self.trace.event(|| Event::MarkMmio { gfn, generation });
+        Installed::Done
     }
+}
 
-    /// Room for an MMIO spte: tables on the way are free, or some that hold nothing else can be had.
-    fn make_room(&mut self, gfn: Gfn) -> bool {
-        let walk = self.walk(gfn);
-        // A large leaf cannot be on the way to a frame without memory.
-        let missing = walk.level as usize - TableLevel::Pt as usize;
-        while self.tables.free_count() < missing {
-            if !self.evict_mmio_table(gfn) {
-                return false;
-            }
-        }
-        // An eviction may have freed tables of the way itself.
-        self.tables.free_count() >= self.walk(gfn).level as usize - TableLevel::Pt as usize
-    }
+/// The word that caches the absence of memory at `gfn`.
+#[inline]
+fn mmio_spte(gfn: Gfn, generation: Generation) -> Spte {
+    Spte::mmio(
+        Format::Ept,
+        MmioSpte {
+            gfn,
+            access: MmioAccess::All,
+            generation,
+        },
+    )
+}
 
+impl<S: Stage2> Zap<'_, S> {
     /// Frees the oldest table that holds MMIO sptes only and does not translate `keep`; `false`: there is none.
     pub(crate) fn evict_mmio_table(&mut self, keep: Gfn) -> bool {
-        for _ in 0..self.tables.capacity() {
-            let Some(id) = self.tables.oldest_mmio() else {
+        let Mmu { tables, .. } = self.mmu;
+        for _ in 0..tables.capacity() {
+            let Some(id) = tables.oldest_mmio(self.held) else {
                 return false;
             };
-            let table = self.tables.get(id);
+            let table = tables.get(id);
             let here = TableLevel::Pt.base(keep) == table.gfn();
-            if table.leaves() == 0 && !here && !self.is_obsolete(id) {
+            if table.leaves() == 0 && !here && !self.mmu.is_obsolete(id) {
                 self.clear_mmio(id);
-                let removed = self.free_if_empty(id);
-                self.invalidate_seq += 1;
-                self.stage2.flush(removed);
+                self.free_if_empty(id);
                 return true;
             }
-            // To the end of the list: the next search begins with another.
-            self.tables.unmark_mmio(id);
-            self.tables.mark_mmio(id);
+            // The next search begins with another.
+            tables.requeue_mmio(self.held, id);
         }
         false
     }
 
     /// Zaps every MMIO spte, by the list of tables that have some.
     // REQ: GEN-5, GEN-8
-    pub(crate) fn zap_mmio(&mut self) -> Unflushed {
+    pub(crate) fn mmio(&mut self) {
+        // Who read the generation before it wrapped must not write it into an spte after this.
+        self.mmu.invalidate.bump();
         let (mut tables, mut sptes) = (0, 0);
-        let mut removed = Unflushed::NOTHING;
-        while let Some(id) = self.tables.oldest_mmio() {
+        while let Some(id) = self.mmu.tables.oldest_mmio(self.held) {
             tables += 1;
             sptes += self.clear_mmio(id);
-            if !self.is_obsolete(id) {
-                removed.and(self.free_if_empty(id));
+            if !self.mmu.is_obsolete(id) {
+                self.free_if_empty(id);
             }
         }
-        self.invalidate_seq += 1;
-        self.trace.event(|| Event::ZapMmio { tables, sptes });
-        removed
+        self.mmu.trace.event(|| Event::ZapMmio { tables, sptes });
     }
 
     /// Empties the MMIO sptes of a table and takes it off the list.
     fn clear_mmio(&mut self, table: TableId) -> u32 {
+        let tables = &self.mmu.tables;
         let mut cleared = 0;
         for index in 0..ENTRIES as u16 {
             let place = SptePlace { table, index };
-            if let SpteKind::Mmio(_) = self.tables.kind(place) {
-                self.tables.set(place, Spte::EMPTY);
+            if let SpteKind::Mmio(_) = tables.kind(place) {
+                tables.set(place, Spte::EMPTY);
                 cleared += 1;
             }
         }
-        self.tables.unmark_mmio(table);
+        tables.unmark_mmio(self.held, table);
         cleared
     }
 }

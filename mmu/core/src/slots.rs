@@ -1,11 +1,12 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
 //! Which memory does the guest have? The table of memslots: looked up by gfn, changed as a copy, then published.
 
-use crate::generation::{Bumped, SlotGeneration};
+use crate::slot_data::SlotData;
 use crate::stage2::{BackingShape, Frame, GuestAccess, Resource};
+use alloc::sync::Arc;
 use alloc::vec::Vec;
 use core::hint::select_unpredictable;
-use umbra_mmu_abi::{Backing, Generation, Gfn, PageLevel, SlotError, SlotFlags, SlotId};
+use umbra_mmu_abi::{Backing, Gfn, PageLevel, SlotError, SlotFlags, SlotId};
 
 /// Slots that a table holds (KVM: `KVM_MEM_SLOTS_NUM`).
 pub const MAX_SLOTS: usize = 512;
@@ -28,7 +29,7 @@ pub enum SlotState {
 }
 
 /// A checked memslot.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug)]
 pub struct Slot {
     /// Its number.
     pub id: SlotId,
@@ -44,6 +45,8 @@ pub struct Slot {
     pub flags: SlotFlags,
     /// In use or going.
     pub state: SlotState,
+    /// What is known about its pages.
+    pub data: Arc<SlotData>,
 }
 
 impl Slot {
@@ -78,6 +81,7 @@ impl Slot {
             shape,
             flags,
             state: SlotState::Live,
+            data: Arc::new(SlotData::new(base, npages).map_err(|_| SlotError::NoSpace)?),
         };
         // A 2M frame maps as a whole or not at all: none may be cut, and none may lie across two large pages.
         let large = slot.large_pages();
@@ -203,6 +207,32 @@ impl SlotTable {
             .any(|old| old.id != new.id && old.base.raw() < new.end().raw() && new.base.raw() < old.end().raw())
     }
 
+    /// Room for all slots that there can be.
+    ///
+    /// # Errors
+    /// Not enough memory.
+    pub fn with_room() -> Result<Self, Resource> {
+        let mut table = Self::default();
+        table
+            .sorted
+            .try_reserve_exact(MAX_SLOTS)
+            .map_err(|_| Resource::Memory)?;
+        Ok(table)
+    }
+
+    /// Becomes `from` with `id` replaced by `new`, or without it.
+    // REQ: MEM-1, MEM-4
+    pub fn copy_with(&mut self, from: &Self, id: SlotId, new: Option<Slot>) {
+        self.sorted.clear();
+        self.sorted
+            .extend(from.sorted.iter().filter(|slot| slot.id != id).cloned());
+        if let Some(new) = new {
+            let at = self.sorted.partition_point(|slot| slot.base < new.base);
+            self.sorted.insert(at, new);
+        }
+        self.index();
+    }
+
     /// Tables of sptes that all these slots and `new` can need at once, the root included.
     pub fn tables_needed(&self, new: Option<&Slot>) -> usize {
         let replaced = |slot: &&Slot| new.is_none_or(|new| new.id != slot.id);
@@ -235,73 +265,6 @@ impl SlotTable {
     }
 }
 
-/// The two copies and the generation: readers see one copy, a change is made in the other.
-pub struct Slots {
-    copies: [SlotTable; 2],
-    active: usize,
-    generation: SlotGeneration,
-}
-
-impl Slots {
-    /// No slots. Room for all that there can be is taken now.
-    ///
-    /// # Errors
-    /// Not enough memory.
-    pub fn new(first: Generation) -> Result<Self, Resource> {
-        let mut copies = [SlotTable::default(), SlotTable::default()];
-        for copy in &mut copies {
-            copy.sorted.try_reserve_exact(MAX_SLOTS).map_err(|_| Resource::Memory)?;
-        }
-        Ok(Self {
-            copies,
-            active: 0,
-            generation: SlotGeneration::new(first),
-        })
-    }
-
-    /// What readers see.
-    #[inline]
-    pub fn published(&self) -> &SlotTable {
-        &self.copies[self.active]
-    }
-
-    /// The generation, for readers.
-    pub fn generation(&self) -> &SlotGeneration {
-        &self.generation
-    }
-
-    /// A change starts: what is cached from now on would not survive it.
-    pub fn begin(&mut self) {
-        self.generation.begin();
-    }
-
-    /// The change did not happen.
-    pub fn abandon(&mut self) {
-        self.generation.abandon();
-    }
-
-    /// The change is done.
-    pub fn finish(&mut self) -> Bumped {
-        self.generation.finish()
-    }
-
-    /// Publishes the table with `id` replaced by `new`, or without it. The old copy is free for the next change once
-    /// its readers are gone, which the borrow of `self` proves.
-    // REQ: MEM-1, MEM-4
-    pub fn publish(&mut self, id: SlotId, new: Option<Slot>) {
-        let [a, b] = &mut self.copies;
-        let (from, to) = if self.active == 0 { (&*a, b) } else { (&*b, a) };
-        to.sorted.clear();
-        to.sorted.extend(from.sorted.iter().filter(|slot| slot.id != id));
-        if let Some(new) = new {
-            let at = to.sorted.partition_point(|slot| slot.base < new.base);
-            to.sorted.insert(at, new);
-        }
-        to.index();
-        self.active ^= 1;
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -323,6 +286,7 @@ mod tests {
             },
             flags: SlotFlags::empty(),
             state: SlotState::Live,
+            data: Arc::new(SlotData::new(Gfn::new(base), npages).unwrap()),
         }
     }
 

@@ -154,6 +154,16 @@ impl TableLevel {
         }
     }
 
+    /// The pages that entries of this level can map.
+    pub const fn page(self) -> Option<PageLevel> {
+        match self {
+            Self::Pt => Some(PageLevel::K4),
+            Self::Pd => Some(PageLevel::M2),
+            Self::Pdpt => Some(PageLevel::G1),
+            Self::Pml4 | Self::Pml5 => None,
+        }
+    }
+
     /// The level whose entries map pages of `page`.
     pub const fn of_page(page: PageLevel) -> Self {
         match page {

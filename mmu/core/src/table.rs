@@ -13,9 +13,12 @@
 //! | gfn, role, valid_gen, parents   | the one who took the table, before a word leads to it; then mmu_lock |
 //! | free list, list of MMIO tables  | their own leaf locks (KVM: `tdp_mmu_pages_lock`)                   |
 
+use crate::locks::{Before, FreeLeaf, Held, LeafLock};
+use crate::pte_list::PteList;
+use crate::role::Role;
 use crate::spte::{BadSpte, Format, Spte, SpteKind};
 use crate::stage2::{Resource, TableHandle, TableLevel, TableWords};
-use crate::sync::Mutex;
+use crate::sync::Epoch;
 use crate::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, AtomicUsize, Ordering};
 use alloc::vec::Vec;
 use umbra_mmu_abi::Gfn;
@@ -67,23 +70,6 @@ impl SptePlace {
     }
 }
 
-/// What a table is for (KVM: `role`); shadow paging adds to it.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Role {
-    /// Its level.
-    pub level: TableLevel,
-}
-
-impl Role {
-    const fn raw(self) -> u64 {
-        self.level as u64
-    }
-    fn from_raw(raw: u64) -> Self {
-        let level = TableLevel::from_number(raw as u8 & 7).expect("a role was written by its type");
-        Self { level }
-    }
-}
-
 /// A link of a list through the tables; also an optional handle.
 struct Link(AtomicU32);
 
@@ -113,11 +99,11 @@ impl Link {
 /// What is known about a table besides its words (KVM: `kvm_mmu_page`).
 pub struct Table {
     gfn: AtomicU64,
-    role: AtomicU64,
+    role: AtomicU32,
+    /// The level of the role, for whoever needs nothing else of it.
+    level: AtomicU32,
     valid_gen: AtomicU64,
-    /// One word, tagged as a head of a reverse map: 0 for none, bit 0 clear for one place.
-    // REQ: SP-4
-    parent_ptes: AtomicU64,
+    parent_ptes: PteList,
     handle: Link,
     /// Words that are not empty; above bit 16 those that map a frame.
     counts: AtomicU32,
@@ -137,9 +123,10 @@ impl Table {
     fn new() -> Self {
         Self {
             gfn: AtomicU64::new(0),
-            role: AtomicU64::new(Role { level: TableLevel::Pt }.raw()),
+            role: AtomicU32::new(0),
+            level: AtomicU32::new(TableLevel::Pt as u32),
             valid_gen: AtomicU64::new(0),
-            parent_ptes: AtomicU64::new(0),
+            parent_ptes: PteList::default(),
             handle: Link::none(),
             counts: AtomicU32::new(0),
             mmio_cached: AtomicBool::new(false),
@@ -158,36 +145,33 @@ impl Table {
     /// What it is for.
     #[inline]
     pub fn role(&self) -> Role {
-        Role::from_raw(self.role.load(Ordering::Relaxed))
+        Role::from_bits(self.role.load(Ordering::Relaxed))
+    }
+    /// The level of its role.
+    #[inline]
+    pub fn level(&self) -> TableLevel {
+        let number = self.level.load(Ordering::Relaxed) as u8;
+        TableLevel::from_number(number).expect("a role has a level from 1 to 5")
+    }
+    #[inline]
+    fn level_number(&self) -> u8 {
+        self.level.load(Ordering::Relaxed) as u8
     }
     /// Gives it another role, as its `invalid` bit.
     pub fn set_role(&self, role: Role) {
-        self.role.store(role.raw(), Ordering::Relaxed);
+        self.role.store(role.into_bits(), Ordering::Relaxed);
+        self.level.store(role.level().into(), Ordering::Relaxed);
     }
     /// `mmu_valid_gen` when it was made; another number than the MMU's makes it obsolete.
     #[inline]
     pub fn valid_gen(&self) -> u64 {
         self.valid_gen.load(Ordering::Relaxed)
     }
-    /// The sptes that point here, as one tagged word.
-    pub fn parent_ptes(&self) -> &AtomicU64 {
-        &self.parent_ptes
-    }
-    /// The only spte that points here, in a tree; the root has none.
+    /// The sptes that point here. In a tree it is one, and a root has none.
+    // REQ: SP-4
     #[inline]
-    pub fn parent(&self) -> Option<SptePlace> {
-        match self.parent_ptes.load(Ordering::Relaxed) {
-            0 => None,
-            word => {
-                debug_assert!(word & 1 == 0, "a table of a tree has one parent");
-                Some(SptePlace::unpack((word >> 1) - 1))
-            }
-        }
-    }
-    /// Sets the only spte that points here.
-    pub fn set_parent(&self, place: Option<SptePlace>) {
-        let word = place.map_or(0, |place| (place.pack() + 1) << 1);
-        self.parent_ptes.store(word, Ordering::Relaxed);
+    pub fn parent_ptes(&self) -> &PteList {
+        &self.parent_ptes
     }
     /// Hardware's table for it. MMIO sptes alone need none. Changes under the `effects` lock.
     #[inline]
@@ -221,8 +205,9 @@ impl Table {
         self.cursor.store(at.into(), Ordering::Relaxed);
     }
 
-    fn count(&self, old: Spte, new: Spte) {
-        let weight = |spte: Spte| match (spte.is_empty(), spte.is_frame(Format::Ept)) {
+    #[inline]
+    fn count(&self, format: Format, old: Spte, new: Spte) {
+        let weight = |spte: Spte| match (spte.is_empty(), spte.is_frame(format)) {
             (true, _) => 0,
             (false, false) => 1,
             (false, true) => 1 + LEAF,
@@ -241,12 +226,31 @@ struct List {
     tail: Option<TableId>,
 }
 
-/// Tables nobody uses.
-#[derive(Debug, Default)]
+/// Tables that are in no tree (KVM: what `tdp_mmu_pages_lock` guards).
+#[derive(Debug)]
 struct Unused {
     free: Option<TableId>,
     /// Cut off, in the order of their epochs: a walker may still be in them.
     retired: List,
+    counts: UnusedCounts,
+}
+
+/// How many tables are in no tree.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Default)]
+pub struct UnusedCounts {
+    /// In the pool.
+    pub free: usize,
+    /// Drawn by a fault that has not used them yet.
+    pub drawn: usize,
+    /// Cut off, and not to be had before all walkers of then have left.
+    pub retired: usize,
+}
+
+impl UnusedCounts {
+    /// All of them.
+    pub const fn all(self) -> usize {
+        self.free + self.drawn + self.retired
+    }
 }
 
 /// Words on the heap.
@@ -279,34 +283,43 @@ impl TableWords for HeapWords {
 pub struct Tables<W: TableWords = HeapWords> {
     tables: Vec<Table>,
     words: W,
-    unused: Mutex<Unused>,
+    format: Format,
+    unused: LeafLock<Unused>,
+    /// As [`Unused`] has them, for whoever wants an idea without the lock.
     free_count: AtomicUsize,
-    retired_count: AtomicUsize,
-    mmio: Mutex<List>,
+    mmio: LeafLock<List>,
 }
 
 impl<W: TableWords> Tables<W> {
-    /// A pool of all tables that `words` has; they are empty.
+    /// A pool of all tables that `words` has; they are empty. Their words are those of `format`.
     ///
     /// # Errors
     /// Not enough memory.
-    pub fn new(words: W) -> Result<Self, Resource> {
+    pub fn new(words: W, format: Format) -> Result<Self, Resource> {
         let capacity = words.capacity();
         let mut tables = Vec::new();
         tables.try_reserve_exact(capacity).map_err(|_| Resource::Tables)?;
         tables.resize_with(capacity, Table::new);
-        let pool = Self {
+        for id in 1..capacity {
+            tables[id - 1].next.set(Some(id as u32));
+        }
+        let counts = UnusedCounts {
+            free: capacity,
+            ..UnusedCounts::default()
+        };
+        let unused = Unused {
+            free: (capacity > 0).then_some(TableId(0)),
+            retired: List::default(),
+            counts,
+        };
+        Ok(Self {
             tables,
             words,
-            unused: Mutex::new(Unused::default()),
-            free_count: AtomicUsize::new(0),
-            retired_count: AtomicUsize::new(0),
-            mmio: Mutex::new(List::default()),
-        };
-        for id in (0..capacity as u32).rev() {
-            pool.put_back(TableId(id));
-        }
-        Ok(pool)
+            format,
+            unused: LeafLock::new(unused),
+            free_count: AtomicUsize::new(capacity),
+            mmio: LeafLock::default(),
+        })
     }
 
     /// Tables that [`Tables::draw`] can give.
@@ -314,9 +327,15 @@ impl<W: TableWords> Tables<W> {
         self.free_count.load(Ordering::Relaxed)
     }
 
-    /// Tables that wait for walkers to leave.
-    pub fn retired_count(&self) -> usize {
-        self.retired_count.load(Ordering::Relaxed)
+    /// The tables that are in no tree.
+    pub fn unused<P: Before<FreeLeaf>>(&self, held: &mut Held<P>) -> UnusedCounts {
+        self.unused.lock(held).counts
+    }
+
+    /// Whose words the tables hold.
+    #[inline]
+    pub fn format(&self) -> Format {
+        self.format
     }
 
     /// Tables in all.
@@ -339,68 +358,85 @@ impl<W: TableWords> Tables<W> {
     /// A table out of the pool, with nothing in it and nothing known about it: for [`Tables::init`] or
     /// [`Tables::put_back`].
     // REQ: SP-11
-    pub fn draw(&self) -> Option<TableId> {
-        let mut unused = self.unused.lock();
+    pub fn draw<P: Before<FreeLeaf>>(&self, held: &mut Held<P>) -> Option<TableId> {
+        let mut unused = self.unused.lock(held);
         let id = unused.free?;
         unused.free = self.get(id).next.table();
         self.get(id).next.set(None);
-        self.free_count.fetch_sub(1, Ordering::Relaxed);
+        unused.counts.free -= 1;
+        unused.counts.drawn += 1;
+        self.free_count.store(unused.counts.free, Ordering::Relaxed);
         Some(id)
     }
 
-    /// A drawn table that was not used, or one that no walker can be in.
-    pub fn put_back(&self, id: TableId) {
-        let mut unused = self.unused.lock();
+    /// A drawn table that was not used.
+    pub fn put_back<P: Before<FreeLeaf>>(&self, held: &mut Held<P>, id: TableId) {
+        let mut unused = self.unused.lock(held);
         self.get(id).next.set_table(unused.free);
         unused.free = Some(id);
-        self.free_count.fetch_add(1, Ordering::Relaxed);
+        unused.counts.drawn -= 1;
+        unused.counts.free += 1;
+        self.free_count.store(unused.counts.free, Ordering::Relaxed);
     }
 
     /// Makes a drawn table ready. No word leads to it yet.
-    pub fn init(&self, id: TableId, gfn: Gfn, role: Role, valid_gen: u64) {
+    pub fn init<P: Before<FreeLeaf>>(&self, held: &mut Held<P>, id: TableId, gfn: Gfn, role: Role, valid_gen: u64) {
         let table = self.get(id);
         debug_assert!(table.used() == 0 && table.handle().is_none() && !table.mmio_cached());
         table.gfn.store(gfn.raw(), Ordering::Relaxed);
         table.valid_gen.store(valid_gen, Ordering::Relaxed);
         table.set_role(role);
-        table.set_parent(None);
+        debug_assert!(table.parent_ptes.is_empty());
         table.set_cursor(0);
+        self.unused.lock(held).counts.drawn -= 1;
+    }
+
+    /// Takes [`Tables::init`] back: the table is drawn, and nothing leads to it.
+    pub fn withdraw<P: Before<FreeLeaf>>(&self, held: &mut Held<P>, id: TableId) {
+        debug_assert!(self.get(id).used() == 0 && self.get(id).parent_ptes.is_empty());
+        self.unused.lock(held).counts.drawn += 1;
     }
 
     /// [`Tables::draw`] and [`Tables::init`].
-    pub fn take(&self, gfn: Gfn, role: Role, valid_gen: u64) -> Option<TableId> {
-        let id = self.draw()?;
-        self.init(id, gfn, role, valid_gen);
+    pub fn take<P: Before<FreeLeaf>>(
+        &self,
+        held: &mut Held<P>,
+        gfn: Gfn,
+        role: Role,
+        valid_gen: u64,
+    ) -> Option<TableId> {
+        let id = self.draw(held)?;
+        self.init(held, id, gfn, role, valid_gen);
         Some(id)
     }
 
-    /// Gives an empty table back that no word leads to any more; it is handed out again when every walker that was on
-    /// its way at `epoch` has left.
-    pub fn retire(&self, id: TableId, epoch: u64) {
-        self.unmark_mmio(id);
+    /// Gives an empty table back that no word leads to any more since `epoch`; it is handed out again when every walker
+    /// that was on its way then has left.
+    pub fn retire<P: Before<FreeLeaf>>(&self, held: &mut Held<P>, id: TableId, epoch: Epoch) {
+        self.unmark_mmio(held, id);
         let table = self.get(id);
         assert_eq!(
             (table.used(), table.handle()),
             (0, None),
             "a table goes back empty and without a hardware table"
         );
-        table.epoch.store(epoch, Ordering::Relaxed);
+        table.epoch.store(epoch.raw(), Ordering::Relaxed);
         table.next.set(None);
-        let mut unused = self.unused.lock();
+        let mut unused = self.unused.lock(held);
         match unused.retired.tail.replace(id) {
             Some(tail) => self.get(tail).next.set_table(Some(id)),
             None => unused.retired.head = Some(id),
         }
-        self.retired_count.fetch_add(1, Ordering::Relaxed);
+        unused.counts.retired += 1;
     }
 
-    /// Frees what was retired before `safe`, the epoch that every walker has seen; how many tables.
-    pub fn reclaim(&self, safe: u64) -> usize {
+    /// Frees what was retired before `safe`; how many tables.
+    pub fn reclaim<P: Before<FreeLeaf>>(&self, held: &mut Held<P>, safe: Epoch) -> usize {
         let mut reclaimed = 0;
-        let mut unused = self.unused.lock();
+        let mut unused = self.unused.lock(held);
         while let Some(id) = unused.retired.head {
             let table = self.get(id);
-            if table.epoch.load(Ordering::Relaxed) >= safe {
+            if table.epoch.load(Ordering::Relaxed) >= safe.raw() {
                 break;
             }
             unused.retired.head = table.next.table();
@@ -411,8 +447,9 @@ impl<W: TableWords> Tables<W> {
             unused.free = Some(id);
             reclaimed += 1;
         }
-        self.free_count.fetch_add(reclaimed, Ordering::Relaxed);
-        self.retired_count.fetch_sub(reclaimed, Ordering::Relaxed);
+        unused.counts.free += reclaimed;
+        unused.counts.retired -= reclaimed;
+        self.free_count.store(unused.counts.free, Ordering::Relaxed);
         reclaimed
     }
 
@@ -433,14 +470,14 @@ impl<W: TableWords> Tables<W> {
     /// It is no spte of that level.
     pub fn decode(&self, place: SptePlace) -> Result<SpteKind, BadSpte> {
         self.read(place)
-            .decode(Format::Ept, self.get(place.table).role().level as u8)
+            .decode(self.format, self.get(place.table).level_number())
     }
 
     /// What the word at a place says; every word in a table was written by this type.
     #[inline]
     pub fn kind(&self, place: SptePlace) -> SpteKind {
         let spte = self.read(place);
-        match spte.peek(Format::Ept, self.get(place.table).role().level as u8) {
+        match spte.peek(self.format, self.get(place.table).level_number()) {
             Ok(kind) => kind,
             Err(bad) => panic!("{place:?} holds {:#x}, which is no spte", bad.0),
         }
@@ -452,7 +489,7 @@ impl<W: TableWords> Tables<W> {
     #[inline]
     pub fn set(&self, place: SptePlace, new: Spte) -> Spte {
         let old = Spte::from_raw(self.word(place).swap(new.raw(), Ordering::AcqRel));
-        self.get(place.table).count(old, new);
+        self.get(place.table).count(self.format, old, new);
         old
     }
 
@@ -465,7 +502,7 @@ impl<W: TableWords> Tables<W> {
     pub fn compare_exchange(&self, place: SptePlace, old: Spte, new: Spte) -> Result<(), Spte> {
         self.word(place)
             .compare_exchange(old.raw(), new.raw(), Ordering::AcqRel, Ordering::Acquire)
-            .map(|_| self.get(place.table).count(old, new))
+            .map(|_| self.get(place.table).count(self.format, old, new))
             .map_err(Spte::from_raw)
     }
 
@@ -474,7 +511,7 @@ impl<W: TableWords> Tables<W> {
     #[inline]
     pub fn gfn_of(&self, place: SptePlace) -> Gfn {
         let table = self.get(place.table);
-        Gfn::new(table.gfn().raw() + ((place.index as u64) << table.role().level.entry_shift()))
+        Gfn::new(table.gfn().raw() + ((place.index as u64) << table.level().entry_shift()))
     }
 
     /// The entry of `table` that translates `gfn`.
@@ -488,12 +525,12 @@ impl<W: TableWords> Tables<W> {
 
     /// Puts a table on the list of those that hold MMIO sptes.
     // REQ: GEN-8
-    pub fn mark_mmio(&self, id: TableId) {
+    pub fn mark_mmio<P: Before<FreeLeaf>>(&self, held: &mut Held<P>, id: TableId) {
         let table = self.get(id);
         if table.mmio_cached() {
             return;
         }
-        let mut list = self.mmio.lock();
+        let mut list = self.mmio.lock(held);
         if table.mmio_cached.swap(true, Ordering::Relaxed) {
             return;
         }
@@ -507,12 +544,12 @@ impl<W: TableWords> Tables<W> {
     }
 
     /// Takes a table off that list.
-    pub fn unmark_mmio(&self, id: TableId) {
+    pub fn unmark_mmio<P: Before<FreeLeaf>>(&self, held: &mut Held<P>, id: TableId) {
         let table = self.get(id);
         if !table.mmio_cached() {
             return;
         }
-        let mut list = self.mmio.lock();
+        let mut list = self.mmio.lock(held);
         if !table.mmio_cached.swap(false, Ordering::Relaxed) {
             return;
         }
@@ -530,8 +567,14 @@ impl<W: TableWords> Tables<W> {
     }
 
     /// The table that has been on that list for longest.
-    pub fn oldest_mmio(&self) -> Option<TableId> {
-        self.mmio.lock().head
+    pub fn oldest_mmio<P: Before<FreeLeaf>>(&self, held: &mut Held<P>) -> Option<TableId> {
+        self.mmio.lock(held).head
+    }
+
+    /// Moves the oldest of that list to its end.
+    pub fn requeue_mmio<P: Before<FreeLeaf>>(&self, held: &mut Held<P>, id: TableId) {
+        self.unmark_mmio(held, id);
+        self.mark_mmio(held, id);
     }
 
     /// Chains an obsolete root before another.

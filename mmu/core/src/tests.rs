@@ -1,17 +1,18 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
 //! What can only be seen from within? States that a single caller never meets from outside.
 
-use crate::fault::Plan;
-use crate::rmap::{Rmap, RmapEntries};
+use crate::fault::{Fault, FaultError, Outcome};
+use crate::locks::Held;
 use crate::sim::SimStage2;
 use crate::slots::{Slot, SlotState};
 use crate::spte::{Format, Leaf, Spte, SpteKind, Writable};
 use crate::stage2::{BackingShape, Stage2, TableLevel};
-use crate::table::{SptePlace, TableId};
+use crate::table::SptePlace;
 use crate::trace::Event;
+use crate::vcpu::Vcpu;
 use crate::{Limits, Mmu};
 use std::vec::Vec;
-use umbra_mmu_abi::{Access, Backing, BackingId, FaultOutcome, Generation, Gfn, PageLevel, SlotFlags, SlotId, Stat};
+use umbra_mmu_abi::{Access, Backing, BackingId, Generation, Gfn, SlotFlags, SlotId, Stat};
 
 const SHAPES: [BackingShape; 1] = [BackingShape {
     small_head: 16,
@@ -20,16 +21,46 @@ const SHAPES: [BackingShape; 1] = [BackingShape {
 }];
 const BASE: Gfn = Gfn::new(0x100);
 
-fn mmu(first: u32) -> Mmu<SimStage2> {
+/// An MMU with one virtual processor.
+struct Machine {
+    mmu: Mmu<SimStage2>,
+    vcpu: Vcpu,
+}
+
+impl core::ops::Deref for Machine {
+    type Target = Mmu<SimStage2>;
+    fn deref(&self) -> &Mmu<SimStage2> {
+        &self.mmu
+    }
+}
+
+impl core::ops::DerefMut for Machine {
+    fn deref_mut(&mut self) -> &mut Mmu<SimStage2> {
+        &mut self.mmu
+    }
+}
+
+impl Machine {
+    fn fault(&mut self, gpa: umbra_mmu_abi::Gpa, access: Access) -> Result<Outcome, FaultError> {
+        self.mmu.fault(&mut self.vcpu, &Fault::violation(gpa, access))
+    }
+    fn unused(&self) -> usize {
+        self.tables.unused(&mut Held::entry()).all()
+    }
+}
+
+fn mmu(first: u32) -> Machine {
     let limits = Limits {
         tables: 32,
         first_generation: Generation(first),
         ..Limits::default()
     };
-    Mmu::new(SimStage2::new(SHAPES.to_vec(), 32), SHAPES.to_vec(), &limits).unwrap()
+    let mmu = Mmu::new(SimStage2::new(SHAPES.to_vec(), 32), SHAPES.to_vec(), &limits).unwrap();
+    let vcpu = mmu.add_vcpu().unwrap();
+    Machine { mmu, vcpu }
 }
 
-fn set(mmu: &mut Mmu<SimStage2>, id: u16, base: Gfn, npages: u32, first_page: u32, flags: SlotFlags) {
+fn set(mmu: &Mmu<SimStage2>, id: u16, base: Gfn, npages: u32, first_page: u32, flags: SlotFlags) {
     let backing = Backing {
         id: BackingId(0),
         first_page,
@@ -48,28 +79,23 @@ fn place_of(mmu: &Mmu<SimStage2>, gfn: Gfn) -> SptePlace {
 fn a_dying_slot_is_not_mapped() {
     for neighbour in [false, true] {
         let mut mmu = mmu(0);
-        set(&mut mmu, 1, Gfn::new(BASE.raw() + 4), 4, 8, SlotFlags::empty());
+        set(&mmu, 1, Gfn::new(BASE.raw() + 4), 4, 8, SlotFlags::empty());
         if neighbour {
             mmu.fault(Gfn::new(BASE.raw() + 4).gpa(), Access::Write).unwrap();
         }
-        set(&mut mmu, 0, BASE, 4, 0, SlotFlags::empty());
-        let slot = *mmu.slots().get(SlotId(0)).unwrap();
-        mmu.slots.begin();
-        mmu.slots.publish(
-            slot.id,
-            Some(Slot {
-                state: SlotState::Invalid,
-                ..slot
-            }),
-        );
-        assert_eq!(mmu.fault(BASE.gpa(), Access::Write), Ok(FaultOutcome::Resume));
+        set(&mmu, 0, BASE, 4, 0, SlotFlags::empty());
+        let slot = mmu.with_slots(|slots| slots.get(SlotId(0)).cloned()).unwrap();
+        mmu.generation.begin();
+        let dying = Slot {
+            state: SlotState::Invalid,
+            ..slot
+        };
+        mmu.publish(mmu.slots_lock.lock(&mut Held::entry()).held(), SlotId(0), Some(dying));
+        assert_eq!(mmu.fault(BASE.gpa(), Access::Write), Ok(Outcome::Resume));
         assert_eq!(mmu.stat(Stat::Mapped4K), u64::from(neighbour));
         // REQ: GEN-6: nor is the absence of other memory cached meanwhile.
         let beyond = Gfn::new(BASE.raw() + 9);
-        assert!(matches!(
-            mmu.fault(beyond.gpa(), Access::Read),
-            Ok(FaultOutcome::Emulate(_))
-        ));
+        assert!(matches!(mmu.fault(beyond.gpa(), Access::Read), Ok(Outcome::Emulate(_))));
         assert!(mmu.walk(beyond).spte.is_empty());
     }
 }
@@ -82,11 +108,8 @@ fn an_mmio_spte_does_not_survive_a_whole_turn() {
     let mut mmu = mmu(first);
     let gfn = Gfn::new(BASE.raw() + 1);
     mmu.trace().start();
-    assert!(matches!(
-        mmu.fault(gfn.gpa(), Access::Read),
-        Ok(FaultOutcome::Emulate(_))
-    ));
-    set(&mut mmu, 0, BASE, 4, 0, SlotFlags::empty());
+    assert!(matches!(mmu.fault(gfn.gpa(), Access::Read), Ok(Outcome::Emulate(_))));
+    set(&mmu, 0, BASE, 4, 0, SlotFlags::empty());
     let mut readonly = false;
     while mmu.generation() != Generation(first) {
         readonly = !readonly;
@@ -95,7 +118,7 @@ fn an_mmio_spte_does_not_survive_a_whole_turn() {
         } else {
             SlotFlags::empty()
         };
-        set(&mut mmu, 1, Gfn::new(0x900), 4, 8, flags);
+        set(&mmu, 1, Gfn::new(0x900), 4, 8, flags);
         if mmu.generation() == Generation(0) {
             // REQ: GEN-8: one table holds MMIO sptes, and one is visited.
             assert!(
@@ -108,7 +131,7 @@ fn an_mmio_spte_does_not_survive_a_whole_turn() {
     assert_eq!(mmu.stat(Stat::GenerationWraps), 1);
     assert_eq!(
         mmu.fault(gfn.gpa(), Access::Read),
-        Ok(FaultOutcome::Resume),
+        Ok(Outcome::Resume),
         "memory, and not the old MMIO"
     );
     assert_eq!(mmu.stat(Stat::Mapped4K), 1);
@@ -118,7 +141,7 @@ fn an_mmio_spte_does_not_survive_a_whole_turn() {
 fn a_write_fault_restores_w_of_a_leaf_that_may_have_it() {
     for before in [Writable::Restorable, Writable::Protected] {
         let mut mmu = mmu(0);
-        set(&mut mmu, 0, BASE, 4, 0, SlotFlags::empty());
+        set(&mmu, 0, BASE, 4, 0, SlotFlags::empty());
         mmu.fault(BASE.gpa(), Access::Write).unwrap();
         protect(&mut mmu, |leaf| {
             Spte::leaf(
@@ -129,10 +152,10 @@ fn a_write_fault_restores_w_of_a_leaf_that_may_have_it() {
                 },
             )
         });
-        assert!(mmu.stage2.write(BASE.gpa(), 1).is_err());
-        assert_eq!(mmu.fault(BASE.gpa(), Access::Write), Ok(FaultOutcome::Resume));
-        assert_eq!(mmu.stage2.unflushed(), 0);
-        assert_eq!(mmu.stage2.write(BASE.gpa(), 1), Ok(()));
+        assert!(mmu.stage2_mut().write(BASE.gpa(), 1).is_err());
+        assert_eq!(mmu.fault(BASE.gpa(), Access::Write), Ok(Outcome::Resume));
+        assert_eq!(mmu.stage2_mut().unflushed(), 0);
+        assert_eq!(mmu.stage2_mut().write(BASE.gpa(), 1), Ok(()));
         assert_eq!(mmu.audit().differences, 0);
     }
 }
@@ -140,11 +163,11 @@ fn a_write_fault_restores_w_of_a_leaf_that_may_have_it() {
 #[test]
 fn an_access_restores_a_tracked_leaf() {
     let mut mmu = mmu(0);
-    set(&mut mmu, 0, BASE, 4, 0, SlotFlags::empty());
+    set(&mmu, 0, BASE, 4, 0, SlotFlags::empty());
     mmu.fault(BASE.gpa(), Access::Write).unwrap();
     protect(&mut mmu, Spte::access_tracked);
-    assert_eq!(mmu.fault(BASE.gpa(), Access::Read), Ok(FaultOutcome::Resume));
-    assert_eq!(mmu.stage2.read(BASE.gpa()), Ok(0));
+    assert_eq!(mmu.fault(BASE.gpa(), Access::Read), Ok(Outcome::Resume));
+    assert_eq!(mmu.stage2_mut().read(BASE.gpa()), Ok(0));
     let SpteKind::Leaf(_) = mmu.tables.kind(place_of(&mmu, BASE)) else {
         panic!("the leaf is not present")
     };
@@ -154,15 +177,15 @@ fn an_access_restores_a_tracked_leaf() {
 #[test]
 fn a_leaf_that_cannot_be_restored_is_gone_everywhere() {
     let mut mmu = mmu(0);
-    set(&mut mmu, 0, BASE, 4, 0, SlotFlags::empty());
+    set(&mmu, 0, BASE, 4, 0, SlotFlags::empty());
     mmu.fault(BASE.gpa(), Access::Write).unwrap();
     protect(&mut mmu, Spte::access_tracked);
-    mmu.stage2.refuse_after(0);
+    mmu.stage2_mut().refuse_after(0);
     assert!(mmu.fault(BASE.gpa(), Access::Write).is_err());
     assert_eq!(mmu.audit().first, None);
-    assert_eq!((mmu.stat(Stat::Mapped4K), mmu.stage2.unflushed()), (0, 0));
-    assert_eq!(mmu.fault(BASE.gpa(), Access::Write), Ok(FaultOutcome::Resume));
-    assert_eq!(mmu.stage2.write(BASE.gpa(), 1), Ok(()));
+    assert_eq!((mmu.stat(Stat::Mapped4K), mmu.stage2_mut().unflushed()), (0, 0));
+    assert_eq!(mmu.fault(BASE.gpa(), Access::Write), Ok(Outcome::Resume));
+    assert_eq!(mmu.stage2_mut().write(BASE.gpa(), 1), Ok(()));
     assert_eq!(mmu.audit().first, None);
 }
 
@@ -172,97 +195,32 @@ fn a_leaf_that_cannot_be_restored_is_gone_everywhere() {
 fn a_refused_mapping_leaves_no_tables() {
     for calls in 0..4 {
         let mut mmu = mmu(0);
-        set(&mut mmu, 0, BASE, 4, 0, SlotFlags::empty());
-        let (tables, hardware) = (mmu.tables.free_count(), mmu.stage2.free_tables());
-        mmu.stage2.refuse_after(calls);
+        set(&mmu, 0, BASE, 4, 0, SlotFlags::empty());
+        let (tables, hardware) = (mmu.unused(), mmu.stage2_mut().free_tables());
+        mmu.stage2_mut().refuse_after(calls);
         assert!(mmu.fault(BASE.gpa(), Access::Write).is_err());
-        assert_eq!(mmu.tables.free_count(), tables, "refused after {calls}");
-        assert_eq!(mmu.stage2.free_tables(), hardware, "refused after {calls}");
-        assert_eq!((mmu.audit().first, mmu.stage2.unflushed()), (None, 0));
-        assert_eq!(mmu.fault(BASE.gpa(), Access::Write), Ok(FaultOutcome::Resume));
-        assert_eq!(mmu.stage2.write(BASE.gpa(), 1), Ok(()));
+        assert_eq!(mmu.unused(), tables, "refused after {calls}");
+        assert_eq!(mmu.stage2_mut().free_tables(), hardware, "refused after {calls}");
+        assert_eq!((mmu.audit().first, mmu.stage2_mut().unflushed()), (None, 0));
+        assert_eq!(mmu.fault(BASE.gpa(), Access::Write), Ok(Outcome::Resume));
+        assert_eq!(mmu.stage2_mut().write(BASE.gpa(), 1), Ok(()));
     }
 }
 
-/// Changes the spte at [`BASE`] and takes W out of the hardware, as dirty logging and ageing do.
+/// Changes the spte at [`BASE`] and the hardware with it, as dirty logging and ageing do.
 fn protect(mmu: &mut Mmu<SimStage2>, spte: impl FnOnce(Leaf) -> Spte) {
     let place = place_of(mmu, BASE);
     let SpteKind::Leaf(leaf) = mmu.tables.kind(place) else {
         panic!("no leaf at {BASE}")
     };
-    let removed = mmu.stage2.unmap(SlotId(0), BASE, &leaf);
-    mmu.stage2.flush(removed);
-    mmu.stage2
-        .map(
-            SlotId(0),
-            BASE,
-            &Leaf {
-                writable: Writable::Protected,
-                ..leaf
-            },
-        )
-        .unwrap();
-    mmu.tables.set(place, spte(leaf));
-}
-
-// REQ: PF-3: a plan that needs tables, and one that finds them in place.
-#[test]
-fn a_plan_that_was_overtaken_does_nothing() {
-    for neighbour in [false, true] {
-        let mut mmu = mmu(0);
-        set(&mut mmu, 1, Gfn::new(BASE.raw() + 8), 4, 8, SlotFlags::empty());
-        if neighbour {
-            mmu.fault(Gfn::new(BASE.raw() + 8).gpa(), Access::Write).unwrap();
-        }
-        set(&mut mmu, 0, BASE, 4, 0, SlotFlags::empty());
-        let plan = mmu.plan_for_test(BASE, Access::Write);
-        assert_eq!(matches!(plan, Plan::Map(..)), neighbour);
-        set(&mut mmu, 0, BASE, 0, 0, SlotFlags::empty());
-        assert_eq!(mmu.apply_for_test(&plan, BASE), Ok(false));
-        assert_eq!(mmu.audit().differences, 0);
-        assert_eq!(mmu.stat(Stat::Mapped4K), u64::from(neighbour));
+    let new = spte(leaf);
+    let stage2 = mmu.stage2_mut();
+    let removed = stage2.unmap(SlotId(0), BASE, &leaf);
+    stage2.flush(removed);
+    if let Ok(SpteKind::Leaf(new)) = new.decode(Format::Ept, 1) {
+        stage2.map(SlotId(0), BASE, &new).unwrap();
     }
-}
-
-// REQ: RM-1: sets of any size, against a plain list; one-entry sets take no entry of the pool.
-#[test]
-fn a_reverse_map_holds_any_number_of_sptes() {
-    let mut entries = RmapEntries::new(64).unwrap();
-    let mut rmap = Rmap::new(BASE, 16).unwrap();
-    let place = |i: u32| SptePlace {
-        table: TableId::from_raw(i / 3),
-        index: (i * 7 % 512) as u16,
-    };
-    let mut list: Vec<(u64, u32)> = Vec::new();
-    let mut random = 12345u32;
-    for _ in 0..4000 {
-        random = random.wrapping_mul(1664525).wrapping_add(1013904223);
-        let (gfn, i) = (u64::from(random >> 8) % 4, (random >> 16) % 12);
-        let at = Gfn::new(BASE.raw() + gfn);
-        match list.iter().position(|old| *old == (gfn, i)) {
-            Some(known) => {
-                list.swap_remove(known);
-                rmap.remove(&mut entries, at, PageLevel::K4, place(i));
-            }
-            None => {
-                list.push((gfn, i));
-                rmap.add(&mut entries, at, PageLevel::K4, place(i));
-            }
-        }
-        for gfn in 0..4 {
-            let mut wanted: Vec<_> = list.iter().filter(|old| old.0 == gfn).map(|old| place(old.1)).collect();
-            let at = Gfn::new(BASE.raw() + gfn);
-            let mut found: Vec<_> = rmap.places(&entries, at, PageLevel::K4).collect();
-            wanted.sort_unstable();
-            found.sort_unstable();
-            assert_eq!(found, wanted);
-        }
-        assert_eq!(rmap.any(&entries).is_some(), !list.is_empty());
-        let chained = (0..4)
-            .map(|gfn| list.iter().filter(|old| old.0 == gfn).count())
-            .filter(|n| *n > 1);
-        assert_eq!(64 - entries.free_count(), chained.sum::<usize>());
-    }
+    mmu.tables.set(place, new);
 }
 
 // REQ: GEN-8
@@ -272,7 +230,7 @@ fn marking_checking_and_invalidating_are_events() {
     mmu.trace().start();
     mmu.fault(BASE.gpa(), Access::Read).unwrap();
     mmu.fault(BASE.gpa(), Access::Read).unwrap();
-    set(&mut mmu, 0, Gfn::new(0x900), 4, 0, SlotFlags::empty());
+    set(&mmu, 0, Gfn::new(0x900), 4, 0, SlotFlags::empty());
     mmu.fault(BASE.gpa(), Access::Read).unwrap();
     let (old, new) = (Generation(3), Generation(4));
     let check = |spte, slots, result| Event::CheckMmio {
@@ -298,35 +256,21 @@ fn marking_checking_and_invalidating_are_events() {
     assert_eq!(events, wanted);
 }
 
-// REQ: SP-12: with a search of all pages this test would take hours.
-#[test]
-fn finding_what_is_mapped_does_not_look_at_every_page() {
-    let mut entries = RmapEntries::new(2).unwrap();
-    let pages = 1 << 24;
-    let mut rmap = Rmap::new(Gfn::new(0), pages).unwrap();
-    let place = SptePlace {
-        table: TableId::from_raw(1),
-        index: 1,
-    };
-    for i in 0..10_000u64 {
-        let gfn = Gfn::new(u64::from(pages) - 1 - i * 1601);
-        rmap.add(&mut entries, gfn, PageLevel::K4, place);
-        assert_eq!(rmap.any(&entries), Some((gfn, PageLevel::K4, place)));
-        rmap.remove(&mut entries, gfn, PageLevel::K4, place);
-        assert_eq!(rmap.any(&entries), None);
-    }
-}
-
 // REQ: RM-2
 #[test]
 fn an_spte_tells_its_gfn() {
     let mut mmu = mmu(0);
     for gfn in [0, 1, 0x1ff, 0x200, 0xfec00, 0x1_2345_6789, (1 << 36) - 1].map(Gfn::new) {
-        for level in TableLevel::TOP_DOWN {
-            let table = mmu.table_for(gfn, level);
-            let place = mmu.tables.place(table, level, gfn);
+        // The MMIO spte there needs tables of all levels.
+        mmu.fault(gfn.gpa(), Access::Read).unwrap();
+        let mut place = mmu.walk(gfn).place;
+        for level in TableLevel::TOP_DOWN.into_iter().rev() {
             let shift = level.entry_shift();
+            assert_eq!(mmu.tables.get(place.table).level(), level);
             assert_eq!(mmu.tables.gfn_of(place), Gfn::new(gfn.raw() >> shift << shift));
+            if let Some(above) = mmu.tables.get(place.table).parent_ptes().first(&mmu.pte_entries) {
+                place = above;
+            }
         }
     }
 }
@@ -335,11 +279,11 @@ fn an_spte_tells_its_gfn() {
 // as it was.
 #[test]
 fn a_lookup_finds_what_a_search_finds() {
-    let mut mmu = mmu(0);
+    let mmu = mmu(0);
     for id in 0..509u16 {
         // Every other place is left free.
         set(
-            &mut mmu,
+            &mmu,
             id,
             Gfn::new(u64::from(id * 37 % 509) * 16),
             8,
@@ -347,14 +291,17 @@ fn a_lookup_finds_what_a_search_finds() {
             SlotFlags::empty(),
         );
     }
-    let before = mmu.slots().clone();
+    let before = mmu.with_slots(|slots| slots.clone());
     for gfn in (0..8200).map(Gfn::new) {
         let found = before.lookup(gfn).map(|slot| slot.id);
         assert_eq!(found, before.iter().find(|slot| slot.contains(gfn)).map(|slot| slot.id));
         assert_eq!(found.is_some(), gfn.raw() / 16 < 509 && gfn.raw() % 16 < 8);
     }
-    set(&mut mmu, 5, Gfn::new(0), 0, 0, SlotFlags::empty());
-    assert_eq!((before.iter().count(), mmu.slots().iter().count()), (509, 508));
+    set(&mmu, 5, Gfn::new(0), 0, 0, SlotFlags::empty());
+    assert_eq!(
+        (before.iter().count(), mmu.with_slots(|slots| slots.iter().count())),
+        (509, 508)
+    );
 }
 
 /// What a slot can need at once: root, one table for each 512G, 1G and, where its frames are small, 2M that it touches.

@@ -2,6 +2,8 @@
 //! What happened lately? A ring of the last events, off until somebody wants it.
 
 use crate::mmio::MmioCheck;
+use crate::sync::Mutex;
+use crate::sync::atomic::{AtomicBool, Ordering};
 use umbra_mmu_abi::{Generation, Gfn, PageLevel};
 
 /// Something worth seeing.
@@ -53,39 +55,60 @@ pub enum Event {
 
 const LENGTH: usize = 64;
 
-/// The ring.
+/// The ring, behind a leaf lock that is taken only while somebody wants events.
 // REQ: GEN-8
 #[derive(Default)]
 pub struct Trace {
-    ring: Option<[Option<Event>; LENGTH]>,
+    on: AtomicBool,
+    ring: Mutex<Ring>,
+}
+
+struct Ring {
+    events: [Option<Event>; LENGTH],
     next: usize,
+}
+
+impl Default for Ring {
+    fn default() -> Self {
+        Self {
+            events: [None; LENGTH],
+            next: 0,
+        }
+    }
 }
 
 impl Trace {
     /// Starts with an empty ring.
-    pub fn start(&mut self) {
-        *self = Self {
-            ring: Some([None; LENGTH]),
-            next: 0,
-        };
+    pub fn start(&self) {
+        *self.ring.lock() = Ring::default();
+        self.on.store(true, Ordering::Release);
     }
 
     /// Stops and forgets.
-    pub fn stop(&mut self) {
-        *self = Self::default();
+    pub fn stop(&self) {
+        self.on.store(false, Ordering::Release);
+        *self.ring.lock() = Ring::default();
     }
 
     #[inline]
-    pub(crate) fn event(&mut self, event: impl FnOnce() -> Event) {
-        if let Some(ring) = &mut self.ring {
-            ring[self.next % LENGTH] = Some(event());
-            self.next += 1;
+    pub(crate) fn event(&self, event: impl FnOnce() -> Event) {
+        if self.on.load(Ordering::Relaxed) {
+            self.keep(event());
         }
     }
 
+    #[cold]
+    fn keep(&self, event: Event) {
+        let mut ring = self.ring.lock();
+        let at = ring.next % LENGTH;
+        ring.events[at] = Some(event);
+        ring.next += 1;
+    }
+
     /// The events in the ring, oldest first.
-    pub fn events(&self) -> impl Iterator<Item = Event> + '_ {
-        let ring = self.ring.as_ref().map_or(&[][..], |ring| &ring[..]);
-        (0..ring.len()).filter_map(move |i| ring[(self.next + i) % LENGTH])
+    pub fn events(&self) -> impl Iterator<Item = Event> {
+        let ring = self.ring.lock();
+        let (events, next) = (ring.events, ring.next);
+        (0..LENGTH).filter_map(move |i| events[(next + i) % LENGTH])
     }
 }

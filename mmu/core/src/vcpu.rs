@@ -1,11 +1,14 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
 //! What does the MMU keep for one virtual processor? What only its own faults use, so that no lock is needed.
 
+use crate::generation::Stamp;
+use crate::pte_list::PteReserve;
+use crate::sync::{MAX_WALKERS, Walker};
 use crate::table::TableId;
-use umbra_mmu_abi::{Generation, Gfn, Gpa};
+use umbra_mmu_abi::Gfn;
 
 /// Virtual processors of one VM.
-pub const MAX_VCPUS: usize = 64;
+pub const MAX_VCPUS: usize = MAX_WALKERS;
 
 /// The number of a virtual processor, below [`MAX_VCPUS`].
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
@@ -28,20 +31,24 @@ impl VcpuId {
 
 /// A virtual processor as its owner holds it. Whoever has it is the only one who faults for it.
 #[derive(Debug)]
-#[expect(dead_code, reason = "faults do not take it yet")]
 pub struct Vcpu {
     pub(crate) id: VcpuId,
+    /// The right to walk tables without a lock.
+    pub(crate) walker: Walker,
     pub(crate) cache: TableCache,
+    pub(crate) reserve: PteReserve,
     pub(crate) mmio: MmioCache,
     pub(crate) spurious: Spurious,
 }
 
 impl Vcpu {
     /// With nothing in its caches.
-    pub const fn new(id: VcpuId) -> Self {
+    pub(crate) fn new(id: VcpuId, walker: Walker) -> Self {
         Self {
             id,
+            walker,
             cache: TableCache::new(),
+            reserve: PteReserve::default(),
             mmio: MmioCache::EMPTY,
             spurious: Spurious::NONE,
         }
@@ -61,7 +68,6 @@ pub(crate) struct TableCache {
     len: usize,
 }
 
-#[expect(dead_code, reason = "faults do not take it yet")]
 impl TableCache {
     /// Tables below a root that one fault can need, for a guest with five levels.
     pub(crate) const CAPACITY: usize = 5;
@@ -98,32 +104,31 @@ pub(crate) struct MmioCache {
     gfn: Gfn,
     /// What was tried, as bits of the error code.
     access: u32,
-    generation: Generation,
+    stamp: Stamp,
 }
 
-#[expect(dead_code, reason = "faults do not take it yet")]
 impl MmioCache {
     const EMPTY: Self = Self {
         page: u64::MAX,
         gfn: Gfn::new(0),
         access: 0,
-        generation: Generation(u32::MAX),
+        stamp: Stamp::NEVER,
     };
 
-    /// Remembers that `page` is `gfn`, and has no memory at `generation`.
-    pub(crate) fn fill(&mut self, page: u64, gfn: Gfn, access: u32, generation: Generation) {
+    /// Remembers that `page` is `gfn`, and has no memory, as of `stamp`.
+    pub(crate) fn fill(&mut self, page: u64, gfn: Gfn, access: u32, stamp: Stamp) {
         *self = Self {
             page,
             gfn,
             access,
-            generation,
+            stamp,
         };
     }
 
     /// The frame, if this very access was made last and no slot has changed since.
     #[inline]
-    pub(crate) fn get(&self, page: u64, access: u32, generation: Generation) -> Option<Gfn> {
-        let same = self.page == page && self.access == access && self.generation == generation;
+    pub(crate) fn get(&self, page: u64, access: u32, stamp: Stamp) -> Option<Gfn> {
+        let same = self.page == page && self.access == access && self.stamp == stamp;
         same.then_some(self.gfn)
     }
 
@@ -133,6 +138,7 @@ impl MmioCache {
     }
 
     /// Forgets `page`: invlpg.
+    #[expect(dead_code, reason = "EPT mode has no guest-virtual addresses")]
     pub(crate) fn drop_page(&mut self, page: u64) {
         if self.page == page {
             self.drop_all();
@@ -143,19 +149,15 @@ impl MmioCache {
 /// Faults in a row at one address that is mapped.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Spurious {
-    pub(crate) at: Gpa,
-    pub(crate) times: u32,
+    at: u64,
+    times: u32,
 }
 
-#[expect(dead_code, reason = "faults do not take it yet")]
 impl Spurious {
-    const NONE: Self = Self {
-        at: Gpa::new(u64::MAX),
-        times: 0,
-    };
+    const NONE: Self = Self { at: 0, times: 0 };
 
-    /// Counts one more at `at`.
-    pub(crate) fn count(&mut self, at: Gpa) -> u32 {
+    /// Counts one more at `at`; how many there were.
+    pub(crate) fn count(&mut self, at: u64) -> u32 {
         self.times = if self.at == at { self.times + 1 } else { 1 };
         self.at = at;
         self.times

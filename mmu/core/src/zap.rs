@@ -1,12 +1,16 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
 //! How do mappings go away? One leaf, one slot, or everything: by generation at once, then in the background.
 
-use crate::Mmu;
+use crate::locks::{Before, Held, InMmu, InSection, MmuWrite, ReadsSlots};
+use crate::role::Role;
+use crate::slots::{Slot, SlotTable};
 use crate::spte::{Format, Spte, SpteKind};
 use crate::stage2::{Stage2, TableLevel, Unflushed};
+use crate::sync::atomic::Ordering;
 use crate::table::{ENTRIES, SptePlace, TableId};
 use crate::trace::Event;
-use umbra_mmu_abi::{Gfn, SlotId};
+use crate::{Mmu, Requests, Tree};
+use umbra_mmu_abi::{Gfn, PageLevel};
 
 /// Steps of one background batch: so much a faulting vCPU may have to wait for.
 pub const ZAP_BATCH: u32 = 64;
@@ -21,154 +25,311 @@ pub(crate) enum Cut {
     Unmap,
     /// The revocation of the slot, which comes next.
     Revocation,
-    /// It is out already.
-    Done,
+}
+
+/// mmu_lock held for writing, to take sptes away. What was unmapped is flushed before it is left: until then nobody can
+/// map anything, so no processor ever sees two translations for one address.
+pub(crate) struct Zap<'a, S: Stage2> {
+    pub(crate) mmu: &'a Mmu<S>,
+    /// Whose leaves they are.
+    pub(crate) slots: &'a SlotTable,
+    pub(crate) tree: &'a mut Tree,
+    pub(crate) held: &'a mut MmuWrite,
+    pub(crate) removed: Unflushed,
 }
 
 impl<S: Stage2> Mmu<S> {
-    /// Takes a leaf away: spte, reverse map, hardware.
-    // REQ: RM-2
-    pub(crate) fn drop_leaf(&mut self, place: SptePlace, cut: Cut) -> Unflushed {
-        let leaf = match self.tables.kind(place) {
-            SpteKind::Leaf(leaf) | SpteKind::AccessTracked(leaf) => leaf,
-            kind @ (SpteKind::Empty | SpteKind::Table(_) | SpteKind::Mmio(_)) => {
-                panic!("{place:?} is to lose a leaf and holds {kind:?}")
-            }
+    /// Takes mmu_lock for writing and does `work` on the sptes of the slots that are published.
+    pub(crate) fn zap<P: Before<InMmu>, R>(
+        &self,
+        slots: &SlotTable,
+        held: &mut Held<P>,
+        work: impl FnOnce(&mut Zap<'_, S>) -> R,
+    ) -> R {
+        let mut guard = self.lock.write(held);
+        let (tree, held) = guard.split();
+        let mut zap = Zap {
+            mmu: self,
+            slots,
+            tree,
+            held,
+            removed: Unflushed::NOTHING,
         };
-        let gfn = self.tables.gfn_of(place);
-        let slot = self.slots.published().lookup(gfn).expect("a leaf lies in a slot").id;
-        self.tables.set(place, Spte::EMPTY);
-        let rmap = self.rmaps[slot.0 as usize].as_mut().expect("a slot has a reverse map");
-        rmap.remove(&mut self.rmap_entries, gfn, leaf.level, place);
-        *self.stats.mapped(leaf.level) -= 1;
-        match cut {
-            Cut::Unmap => self.stage2.unmap(slot, gfn, &leaf),
-            Cut::Revocation | Cut::Done => Unflushed::NOTHING,
-        }
+        let result = work(&mut zap);
+        zap.flush();
+        result
     }
 
-    /// Takes all leaves of a slot away, by its reverse map, and revokes its container. Never looks at a page that is
-    /// not mapped.
-    // REQ: MEM-7, SP-12
-    pub(crate) fn zap_slot(&mut self, id: SlotId) -> Unflushed {
-        let mut removed = Unflushed::NOTHING;
-        while let Some((_, _, place)) = self.rmaps[id.0 as usize]
-            .as_ref()
-            .and_then(|r| r.any(&self.rmap_entries))
-        {
-            removed.and(self.drop_leaf(place, Cut::Revocation));
-            if !self.is_obsolete(place.table) {
-                removed.and(self.free_if_empty(place.table));
-            }
-        }
-        self.invalidate_seq += 1;
-        removed.and(self.stage2.revoke_slot(id));
-        removed
-    }
-
-    /// Frees a table of the current tree if nothing is in it, and then those above it.
-    pub(crate) fn free_if_empty(&mut self, table: TableId) -> Unflushed {
-        let mut removed = Unflushed::NOTHING;
-        let mut at = Some(table);
-        while let Some(id) = at.filter(|id| *id != self.root && self.tables.get(*id).used() == 0) {
-            at = self.tables.get(id).parent().map(|place| place.table);
-            removed.and(self.free_one(id));
-        }
-        removed
-    }
-
-    /// Frees one empty table: the spte that points at it, its hardware table, its place in the pool.
-    pub(crate) fn free_one(&mut self, id: TableId) -> Unflushed {
-        let table = self.tables.get(id);
-        let (handle, parent) = (table.handle(), table.parent());
-        table.set_handle(None);
-        if let Some(place) = parent {
-            self.tables.set(place, Spte::EMPTY);
-        }
-        self.tables.retire(id, 0);
-        self.tables.reclaim(1);
-        handle.map_or(Unflushed::NOTHING, |handle| self.stage2.unlink(handle))
+    /// [`Mmu::zap`] from a place without a read-side section.
+    pub(crate) fn zap_in_section<P: ReadsSlots<Section = InSection>, R>(
+        &self,
+        held: &mut Held<P>,
+        work: impl FnOnce(&mut Zap<'_, S>) -> R,
+    ) -> R {
+        let mut section = self.slots.read(held);
+        let (slots, held) = section.split();
+        self.zap(slots, held, work)
     }
 
     /// Makes every mapping unreachable in O(1): the next generation starts with an empty root. The old tables are freed
     /// by [`Mmu::background`].
     // REQ: ZAP-1, ZAP-3
-    pub fn zap_all(&mut self) {
-        self.stats.zap_alls += 1;
-        if self.tables.get(self.root).used() == 0 {
-            return;
+    pub fn zap_all(&self) {
+        self.stats.zap_alls.fetch_add(1, Ordering::Relaxed);
+        let mut held = Held::entry();
+        // Other vCPUs may have drawn the last tables; they use them, or put them back.
+        while !self.zap_in_section(&mut held, |zap| zap.all()) {
+            crate::sync::relax();
         }
-        while self.tables.free_count() == 0 {
-            let progress = self.zap_obsolete(ZAP_BATCH) || self.evict_mmio_table(Gfn::new(u64::MAX));
-            assert!(
-                progress,
-                "the pool has room for the tables of all slots and a second root"
-            );
-        }
-        let old = self.root;
-        self.valid_gen += 1;
-        self.invalidate_seq += 1;
-        self.root = self.take(Gfn::new(0), TableLevel::Pml4);
-        // "Reloading the roots": hardware's root stays, and loses its entries, one for each 512 GiB in use.
-        let mut removed = Unflushed::NOTHING;
-        let mut entries = self.tables.get(old).used();
-        for index in 0..ENTRIES as u16 {
-            if entries == 0 {
-                break;
-            }
-            if let Some(table) = self
-                .tables
-                .read(SptePlace { table: old, index })
-                .peek_table(Format::Ept)
-            {
-                entries -= 1;
-                let table = self.tables.get(table);
-                let handle = table.handle();
-                table.set_handle(None);
-                removed.and(handle.map_or(Unflushed::NOTHING, |handle| self.stage2.unlink(handle)));
-            }
-        }
-        self.stage2.flush(removed);
-        // An earlier zap goes on later, where it was.
-        self.tables.chain(old, self.obsolete);
-        self.obsolete = Some(old);
-        let valid_gen = self.valid_gen;
-        self.trace.event(|| Event::ZapAll { valid_gen });
+        self.request_all(Requests::RELOAD_ROOTS);
     }
 
     /// Whether [`Mmu::background`] has something to do.
     pub fn has_background_work(&self) -> bool {
-        self.obsolete.is_some()
+        self.lock.read(&mut Held::entry()).obsolete.is_some()
     }
 
     /// One bounded batch of the work that zap-all left over.
     // REQ: ZAP-2
-    pub fn background(&mut self) {
-        self.zap_obsolete(ZAP_BATCH);
+    pub fn background(&self) {
+        if self.has_background_work() {
+            self.zap_in_section(&mut Held::entry(), |zap| zap.obsolete(ZAP_BATCH));
+        }
+    }
+}
+
+impl<S: Stage2> Zap<'_, S> {
+    /// Meets the obligation so far.
+    pub(crate) fn flush(&mut self) {
+        if self.removed.count() > 0 {
+            let removed = core::mem::replace(&mut self.removed, Unflushed::NOTHING);
+            self.mmu.effects.lock(self.held).flush(removed);
+        }
     }
 
-    /// At most `steps` steps; `false`: there was nothing to do.
-    pub(crate) fn zap_obsolete(&mut self, steps: u32) -> bool {
-        let Some(root) = self.obsolete else { return false };
-        let mut removed = Unflushed::NOTHING;
+    /// Takes a leaf away: spte, hardware, reverse map. `slot` is the one that it lies in.
+    // REQ: RM-2, DT-3
+    pub(crate) fn leaf(&mut self, slot: &Slot, place: SptePlace, cut: Cut) {
+        let Mmu { tables, effects, .. } = self.mmu;
+        let gfn = tables.gfn_of(place);
+        let leaf = {
+            let mut stage2 = effects.lock(self.held);
+            let level = tables.get(place.table).level() as u8;
+            // What a fault restored without mmu_lock until now is in the old word; later it finds no leaf.
+            match tables.set(place, Spte::EMPTY).peek(Format::Ept, level) {
+                Ok(SpteKind::Leaf(leaf)) => {
+                    match cut {
+                        Cut::Unmap => self.removed.and(stage2.unmap(slot.id, gfn, &leaf)),
+                        Cut::Revocation => {}
+                    }
+                    Some(leaf)
+                }
+                Ok(SpteKind::AccessTracked(leaf)) => Some(leaf),
+                // A fault that was refused by the hardware has emptied it, and knows.
+                Ok(SpteKind::Empty) => None,
+                Ok(kind @ (SpteKind::Table(_) | SpteKind::Mmio(_))) => {
+                    panic!("{place:?} is to lose a leaf and holds {kind:?}")
+                }
+                Err(bad) => panic!("{place:?} is to lose a leaf and holds {:#x}", bad.0),
+            }
+        };
+        let level = leaf.map(|leaf| leaf.level).or(tables.get(place.table).level().page());
+        let level = level.expect("a leaf is in a table of a page size");
+        self.forget(slot, gfn, level, place);
+    }
+
+    /// Takes a place that holds no leaf any more out of the reverse map.
+    pub(crate) fn forget(&mut self, slot: &Slot, gfn: Gfn, level: PageLevel, place: SptePlace) {
+        slot.data.remove(&self.mmu.pte_entries, gfn, level, place);
+        self.mmu.stats.mapped(level).fetch_sub(1, Ordering::Relaxed);
+    }
+
+    /// The same for a leaf whose slot has to be looked up.
+    pub(crate) fn leaf_of_some_slot(&mut self, place: SptePlace) {
+        let gfn = self.mmu.tables.gfn_of(place);
+        let slots = self.slots;
+        let slot = slots.lookup(gfn).expect("a leaf lies in a slot");
+        self.leaf(slot, place, Cut::Unmap);
+    }
+
+    /// Takes all leaves of a slot away, by its reverse map, and revokes its container. Never looks at a page that is
+    /// not mapped.
+    // REQ: MEM-7, SP-12
+    pub(crate) fn slot(&mut self, slot: &Slot) {
+        self.mmu.invalidate.bump();
+        for size in PageLevel::ALL {
+            let mut from = slot.base;
+            while let Some(gfn) = slot.data.next_mapped(size, from, slot.end()) {
+                while let Some(place) = slot.data.first(&self.mmu.pte_entries, gfn, size) {
+                    self.leaf(slot, place, Cut::Revocation);
+                    if !self.mmu.is_obsolete(place.table) {
+                        self.free_if_empty(place.table);
+                    }
+                }
+                from = gfn.max(from);
+            }
+        }
+        let mut stage2 = self.mmu.effects.lock(self.held);
+        self.removed.and(stage2.revoke_slot(slot.id));
+    }
+
+    /// Frees a table of the current tree if nothing is in it, and then those above it.
+    pub(crate) fn free_if_empty(&mut self, table: TableId) {
+        let root = self.mmu.root();
+        let mut at = Some(table);
+        while let Some(id) = at.filter(|id| *id != root && self.mmu.tables.get(*id).used() == 0) {
+            at = self.parent(id).map(|place| place.table);
+            self.free_one(id);
+        }
+    }
+
+    fn parent(&self, id: TableId) -> Option<SptePlace> {
+        self.mmu.tables.get(id).parent_ptes().first(&self.mmu.pte_entries)
+    }
+
+    /// Frees one empty table: the spte that points at it, its hardware table, its place in the pool once all walkers have
+    /// left.
+    pub(crate) fn free_one(&mut self, id: TableId) {
+        let Mmu { tables, .. } = self.mmu;
+        let table = tables.get(id);
+        if let Some(place) = self.parent(id) {
+            table.parent_ptes().remove(&self.mmu.pte_entries, place);
+            tables.set(place, Spte::EMPTY);
+        }
+        self.unlink(id);
+        tables.retire(self.held, id, self.mmu.walkers.retire());
+    }
+
+    fn unlink(&mut self, id: TableId) {
+        let table = self.mmu.tables.get(id);
+        let mut stage2 = self.mmu.effects.lock(self.held);
+        if let Some(handle) = table.handle() {
+            table.set_handle(None);
+            self.removed.and(stage2.unlink(handle));
+        }
+    }
+
+    /// Removes a lowest-level table of the current tree with all that is in it.
+    pub(crate) fn table(&mut self, table: TableId) {
+        for index in 0..ENTRIES as u16 {
+            let place = SptePlace { table, index };
+            match self.mmu.tables.kind(place) {
+                SpteKind::Empty => {}
+                SpteKind::Mmio(_) => {
+                    self.mmu.tables.set(place, Spte::EMPTY);
+                }
+                SpteKind::Leaf(_) | SpteKind::AccessTracked(_) => self.leaf_of_some_slot(place),
+                SpteKind::Table(below) => self.table(below),
+            }
+        }
+        self.free_one(table);
+    }
+
+    /// Makes the place of a leaf of `level` at `gfn` free: a table of smaller pages goes with all in it, or a larger leaf.
+    // REQ: LP-4
+    pub(crate) fn in_the_way(&mut self, gfn: Gfn, level: TableLevel) {
+        let walk = self.mmu.walk(gfn);
+        if walk.level > level && walk.spte.is_frame(Format::Ept) {
+            self.leaf_of_some_slot(walk.place);
+            self.free_if_empty(walk.place.table);
+        } else if walk.level < level {
+            let mut table = walk.place.table;
+            while let Some(above) = self.parent(table)
+                && self.mmu.tables.get(above.table).level() <= level
+                && self.mmu.tables.get(table).level() < level
+            {
+                if self.mmu.tables.get(above.table).level() == level {
+                    self.table(table);
+                    break;
+                }
+                table = above.table;
+            }
+        }
+    }
+
+    /// Frees the tables on the way to `gfn` that nothing is in.
+    pub(crate) fn unused(&mut self, gfn: Gfn) {
+        let walk = self.mmu.walk(gfn);
+        self.free_if_empty(walk.place.table);
+    }
+
+    /// The next generation starts; `false`: no table is left for its root just now.
+    fn all(&mut self) -> bool {
+        let mmu = self.mmu;
+        let old = mmu.root();
+        if mmu.tables.get(old).used() == 0 {
+            return true;
+        }
+        let Some(root) = self.draw() else { return false };
+        mmu.invalidate.bump();
+        let valid_gen = mmu.valid_gen.load(Ordering::Relaxed) + 1;
+        mmu.tables
+            .init(self.held, root, Gfn::new(0), Role::ept(TableLevel::Pml4), valid_gen);
+        // Faults that restore a leaf without mmu_lock look at valid_gen inside `effects`: they see it, or are done with
+        // the hardware before its root loses its entries.
+        mmu.valid_gen.store(valid_gen, Ordering::Release);
+        mmu.root.store(root.raw(), Ordering::Release);
+        // "Reloading the roots": hardware's root stays, and loses its entries, one for each 512 GiB in use.
+        let mut entries = mmu.tables.get(old).used();
+        for index in 0..ENTRIES as u16 {
+            if entries == 0 {
+                break;
+            }
+            let spte = mmu.tables.read(SptePlace { table: old, index });
+            if let Some(table) = spte.peek_table(Format::Ept) {
+                entries -= 1;
+                self.unlink(table);
+            }
+        }
+        // An earlier zap goes on later, where it was.
+        mmu.tables.chain(old, self.tree.obsolete);
+        self.tree.obsolete = Some(old);
+        mmu.trace.event(|| Event::ZapAll { valid_gen });
+        true
+    }
+
+    /// A table, if one can be had: what is obsolete and what only caches goes for it.
+    fn draw(&mut self) -> Option<TableId> {
+        loop {
+            if let Some(id) = self.mmu.draw(self.held) {
+                return Some(id);
+            }
+            if !self.make_room(Gfn::new(u64::MAX)) {
+                return None;
+            }
+        }
+    }
+
+    /// Frees a table, of an earlier generation or one that only caches MMIO and does not translate `keep`; `false`: there
+    /// is none.
+    pub(crate) fn make_room(&mut self, keep: Gfn) -> bool {
+        self.evict_mmio_table(keep) || self.obsolete(ZAP_BATCH)
+    }
+
+    /// At most `steps` steps on the trees of earlier generations; `false`: there was nothing to do.
+    pub(crate) fn obsolete(&mut self, steps: u32) -> bool {
+        let Some(root) = self.tree.obsolete else { return false };
+        let Mmu { tables, .. } = self.mmu;
         let mut budget = steps * SCAN_PER_STEP;
         let mut table = self.deepest(root);
-        // A plan may have counted on one of the leaves.
-        self.invalidate_seq += 1;
         while budget > 0 {
             let place = SptePlace {
                 table,
-                index: self.tables.get(table).cursor(),
+                index: tables.get(table).cursor(),
             };
-            if place.index as usize == ENTRIES || self.tables.get(table).used() == 0 {
+            if place.index as usize == ENTRIES || tables.get(table).used() == 0 {
                 budget = budget.saturating_sub(SCAN_PER_STEP);
-                let parent = self.tables.get(table).parent();
-                let next = self.tables.chained(table);
-                removed.and(self.free_obsolete(table));
+                let parent = self.parent(table);
+                let next = tables.chained(table);
+                if parent.is_none() {
+                    // The list through `next` ends here before the pool uses it again.
+                    tables.chain(table, None);
+                }
+                self.free_one(table);
                 match parent {
                     Some(place) => table = place.table,
                     None => {
-                        self.obsolete = next;
+                        self.tree.obsolete = next;
                         match next {
                             Some(root) => table = self.deepest(root),
                             None => break,
@@ -178,14 +339,14 @@ impl<S: Stage2> Mmu<S> {
                 continue;
             }
             budget -= 1;
-            match self.tables.kind(place) {
+            match tables.kind(place) {
                 SpteKind::Empty => {}
                 SpteKind::Mmio(_) => {
-                    self.tables.set(place, Spte::EMPTY);
+                    tables.set(place, Spte::EMPTY);
                 }
                 SpteKind::Leaf(_) | SpteKind::AccessTracked(_) => {
                     budget = budget.saturating_sub(SCAN_PER_STEP);
-                    removed.and(self.drop_leaf(place, Cut::Unmap));
+                    self.leaf_of_some_slot(place);
                 }
                 SpteKind::Table(below) => {
                     // Its turn first; this entry goes when it is freed.
@@ -193,9 +354,8 @@ impl<S: Stage2> Mmu<S> {
                     continue;
                 }
             }
-            self.tables.get(table).set_cursor(place.index + 1);
+            tables.get(table).set_cursor(place.index + 1);
         }
-        self.stage2.flush(removed);
         true
     }
 
@@ -203,29 +363,15 @@ impl<S: Stage2> Mmu<S> {
     fn deepest(&self, root: TableId) -> TableId {
         let mut table = root;
         loop {
-            let at = self.tables.get(table);
-            if at.cursor() as usize == ENTRIES || at.role().level == TableLevel::Pt {
+            let at = self.mmu.tables.get(table);
+            if at.cursor() as usize == ENTRIES || at.level() == TableLevel::Pt {
                 return table;
             }
-            match self
-                .tables
-                .read(SptePlace {
-                    table,
-                    index: at.cursor(),
-                })
-                .peek_table(Format::Ept)
-            {
+            let index = at.cursor();
+            match self.mmu.tables.read(SptePlace { table, index }).peek_table(Format::Ept) {
                 Some(below) => table = below,
                 None => return table,
             }
         }
-    }
-
-    fn free_obsolete(&mut self, table: TableId) -> Unflushed {
-        // The list through `next` ends here before the pool uses it again.
-        if self.tables.get(table).parent().is_none() {
-            self.tables.chain(table, None);
-        }
-        self.free_one(table)
     }
 }

@@ -4,6 +4,7 @@
 use stats_alloc::{INSTRUMENTED_SYSTEM, Region, StatsAlloc};
 use std::alloc::System;
 use umbra_mmu_abi::{Access, Backing, BackingId, Generation, Gfn, SlotFlags, SlotId};
+use umbra_mmu_core::fault::Fault;
 use umbra_mmu_core::null::NullStage2;
 use umbra_mmu_core::stage2::BackingShape;
 use umbra_mmu_core::{Limits, Mmu};
@@ -24,22 +25,24 @@ fn faults_lookups_and_zaps_allocate_nothing() {
         rmap_entries: 8,
         first_generation: Generation(0),
     };
-    let mut mmu = Mmu::new(NullStage2::default(), shapes, &limits).unwrap();
+    let mmu = Mmu::new(NullStage2::default(), shapes, &limits).unwrap();
     let backing = Backing {
         id: BackingId(0),
         first_page: 0,
     };
     mmu.set_slot(SlotId(0), Gfn::new(0x1000), 512 + 8 * 512, backing, SlotFlags::empty())
         .unwrap();
+    let mut vcpu = mmu.add_vcpu().unwrap();
     let region = Region::new(ALLOCATOR);
     for round in 0..3 {
         for gfn in (0x1000..0x1000 + 9 * 512).step_by(7) {
-            mmu.fault(Gfn::new(gfn).gpa(), Access::Write).unwrap();
+            mmu.fault(&mut vcpu, &Fault::violation(Gfn::new(gfn).gpa(), Access::Write))
+                .unwrap();
         }
         // MMIO all over the place, more than there are tables for.
         for i in 0..64 {
-            mmu.fault(Gfn::new(0x10_0000 + (i << 9) + round).gpa(), Access::Read)
-                .unwrap();
+            let gpa = Gfn::new(0x10_0000 + (i << 9) + round).gpa();
+            mmu.fault(&mut vcpu, &Fault::violation(gpa, Access::Read)).unwrap();
         }
         mmu.zap_all();
         while mmu.has_background_work() {

@@ -6,8 +6,10 @@ use proptest::prelude::*;
 use std::collections::BTreeMap;
 use umbra_mmu_abi::*;
 use umbra_mmu_core::change::ChangeError;
+use umbra_mmu_core::fault::{Fault, Outcome};
 use umbra_mmu_core::sim::SimStage2;
 use umbra_mmu_core::stage2::{BackingShape, Resource, Stage2Error};
+use umbra_mmu_core::vcpu::Vcpu;
 use umbra_mmu_core::{Limits, Mmu};
 
 const SHAPES: [BackingShape; 3] = [
@@ -163,6 +165,7 @@ enum Seen {
 
 struct World {
     mmu: Mmu<SimStage2>,
+    vcpu: Vcpu,
     oracle: Oracle,
 }
 
@@ -174,8 +177,10 @@ impl World {
             first_generation,
         };
         let sim = SimStage2::new(SHAPES.to_vec(), 2 * tables as u32);
+        let mmu = Mmu::new(sim, SHAPES.to_vec(), &limits).unwrap();
         Self {
-            mmu: Mmu::new(sim, SHAPES.to_vec(), &limits).unwrap(),
+            vcpu: mmu.add_vcpu().unwrap(),
+            mmu,
             oracle: Oracle::default(),
         }
     }
@@ -192,9 +197,11 @@ impl World {
                 Ok(value) => return Seen::Value(value),
                 Err(violation) => violation,
             };
-            match self.mmu.fault(violation.gpa, violation.access).unwrap() {
-                FaultOutcome::Resume => {}
-                FaultOutcome::Emulate(mmio) => {
+            let fault = Fault::violation(violation.gpa, violation.access);
+            match self.mmu.fault(&mut self.vcpu, &fault).unwrap() {
+                Outcome::Resume => {}
+                Outcome::EmulateTableWrite { .. } | Outcome::Reflect(_) => unreachable!("EPT mode"),
+                Outcome::Emulate(mmio) => {
                     assert_eq!((mmio.gfn, mmio.generation), (Gfn::new(gfn), self.mmu.generation()));
                     return Seen::Emulate {
                         readonly_slot: mmio.readonly_slot,
@@ -288,7 +295,7 @@ impl World {
             }
             Step::Background => self.mmu.background(),
         }
-        assert_eq!(self.mmu.stage2().unflushed(), 0);
+        assert_eq!(self.mmu.with_stage2(|sim| sim.unflushed()), 0);
         let audit = self.mmu.audit();
         assert_eq!(audit.differences, 0, "{audit:?} after {step:?}");
         // REQ: MEM-7: what no slot has is out of reach, without the MMU being asked.
@@ -361,21 +368,23 @@ fn a_slot_too_large_for_the_pool_is_refused() {
     assert!(set(&mut world, 1, 0x208).is_ok(), "in the same tables");
     let refused = Err(ChangeError::Refused(SlotError::NoSpace));
     assert_eq!(set(&mut world, 2, 0x1000_0000), refused, "two more at least");
-    assert_eq!(world.mmu.slots().iter().count(), 2);
+    assert_eq!(world.mmu.with_slots(|slots| slots.iter().count()), 2);
 }
 
 /// Hardware that runs out of tables says so, and everything stays in order.
 #[test]
 fn exhausted_hardware_is_a_typed_error() {
     let sim = SimStage2::new(SHAPES.to_vec(), 2);
-    let mut mmu = Mmu::new(sim, SHAPES.to_vec(), &Limits::default()).unwrap();
+    let mmu = Mmu::new(sim, SHAPES.to_vec(), &Limits::default()).unwrap();
+    let mut vcpu = mmu.add_vcpu().unwrap();
     let backing = Backing {
         id: BackingId(1),
         first_page: 0,
     };
     mmu.set_slot(SlotId(0), Gfn::new(0x200), 4, backing, SlotFlags::empty())
         .unwrap();
-    let error = mmu.fault(Gfn::new(0x200).gpa(), Access::Write).unwrap_err();
+    let fault = Fault::violation(Gfn::new(0x200).gpa(), Access::Write);
+    let error = mmu.fault(&mut vcpu, &fault).unwrap_err();
     assert_eq!(error, Stage2Error::Exhausted(Resource::Untyped).into());
     assert_eq!(mmu.audit().differences, 0);
 }
@@ -394,7 +403,7 @@ fn a_loop_of_faults_ends() {
     });
     world.step(&Step::Write { gfn: 0x200, value: 1 });
     world.mmu.stage2_mut().lose_mapping(Gfn::new(0x200));
-    let gpa = Gfn::new(0x200).gpa();
-    let error = (0..10_000).find_map(|_| world.mmu.fault(gpa, Access::Read).err());
+    let fault = Fault::violation(Gfn::new(0x200).gpa(), Access::Read);
+    let error = (0..10_000).find_map(|_| world.mmu.fault(&mut world.vcpu, &fault).err());
     assert!(error.unwrap().to_string().contains("0x200000"));
 }

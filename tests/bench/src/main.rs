@@ -7,6 +7,7 @@
 
 use std::process::{Command, ExitCode};
 use umbra_mmu_abi::{Access, Backing, BackingId, Generation, Gfn, SlotFlags, SlotId};
+use umbra_mmu_core::fault::Fault;
 use umbra_mmu_core::null::NullStage2;
 use umbra_mmu_core::stage2::BackingShape;
 use umbra_mmu_core::{Limits, Mmu};
@@ -14,9 +15,10 @@ use umbra_mmu_core::{Limits, Mmu};
 /// Name, budget in instructions for one operation, and what runs it that often.
 type Case = (&'static str, u64, fn(u64));
 
-const CASES: [Case; 6] = [
+const CASES: [Case; 7] = [
     ("EPT fault, fresh 4K page", 300, fresh_small_page),
     ("EPT fault, fresh 2M page", 300, fresh_large_page),
+    ("MMIO fault, remembered by the vCPU", 60, mmio_remembered),
     ("MMIO fault, cached in an spte", 150, mmio_fast),
     ("MMIO fault after a slot change", 600, mmio_refresh),
     // The lookup takes 38 of them, its loop the rest.
@@ -86,7 +88,7 @@ fn mmu(tables: usize) -> Mmu<NullStage2> {
     Mmu::new(NullStage2::default(), SHAPES.to_vec(), &limits).expect("memory for the tables")
 }
 
-fn set(mmu: &mut Mmu<NullStage2>, id: u16, base: u64, npages: u32, backing: u16, first_page: u32) {
+fn set(mmu: &Mmu<NullStage2>, id: u16, base: u64, npages: u32, backing: u16, first_page: u32) {
     let backing = Backing {
         id: BackingId(backing),
         first_page,
@@ -96,62 +98,90 @@ fn set(mmu: &mut Mmu<NullStage2>, id: u16, base: u64, npages: u32, backing: u16,
 }
 
 fn fresh_small_page(count: u64) {
-    let mut mmu = mmu(128);
-    set(&mut mmu, 0, 0x1000, SMALL_PAGES, 0, 0);
+    let mmu = mmu(128);
+    let mut vcpu = mmu.add_vcpu().expect("a virtual processor");
+    set(&mmu, 0, 0x1000, SMALL_PAGES, 0, 0);
     for i in 0..count {
-        std::hint::black_box(mmu.fault(Gfn::new(0x1000 + i).gpa(), Access::Write)).expect("a mapping");
+        std::hint::black_box(mmu.fault(&mut vcpu, &Fault::violation(Gfn::new(0x1000 + i).gpa(), Access::Write)))
+            .expect("a mapping");
     }
 }
 
 fn fresh_large_page(count: u64) {
-    let mut mmu = mmu(128);
-    set(&mut mmu, 0, 0x1000, SHAPES[1].large * 512, 1, 0);
+    let mmu = mmu(128);
+    let mut vcpu = mmu.add_vcpu().expect("a virtual processor");
+    set(&mmu, 0, 0x1000, SHAPES[1].large * 512, 1, 0);
     for i in 0..count {
-        std::hint::black_box(mmu.fault(Gfn::new(0x1000 + i * 512).gpa(), Access::Write)).expect("a mapping");
+        std::hint::black_box(mmu.fault(
+            &mut vcpu,
+            &Fault::violation(Gfn::new(0x1000 + i * 512).gpa(), Access::Write),
+        ))
+        .expect("a mapping");
     }
 }
 
-fn mmio_fast(count: u64) {
-    let mut mmu = mmu(16);
-    set(&mut mmu, 0, 0x1000, 8, 0, 0);
+fn mmio_remembered(count: u64) {
+    let mmu = mmu(16);
+    let mut vcpu = mmu.add_vcpu().expect("a virtual processor");
+    set(&mmu, 0, 0x1000, 8, 0, 0);
     for _ in 0..count {
-        std::hint::black_box(mmu.fault(Gfn::new(0xfec00).gpa(), Access::Write)).expect("an emulation");
+        let fault = Fault::violation(Gfn::new(0xfec00).gpa(), Access::Write);
+        std::hint::black_box(mmu.fault(&mut vcpu, &fault)).expect("an emulation");
+    }
+}
+
+/// Two pages in turn: a vCPU remembers one.
+fn mmio_fast(count: u64) {
+    let mmu = mmu(16);
+    let mut vcpu = mmu.add_vcpu().expect("a virtual processor");
+    set(&mmu, 0, 0x1000, 8, 0, 0);
+    for _ in 0..count {
+        std::hint::black_box(mmu.fault(&mut vcpu, &Fault::violation(Gfn::new(0xfec00).gpa(), Access::Write)))
+            .expect("an emulation");
     }
 }
 
 fn mmio_refresh(count: u64) {
-    let mut mmu = mmu(128);
-    set(&mut mmu, 0, 0x1000, 8, 0, 0);
+    let mmu = mmu(128);
+    let mut vcpu = mmu.add_vcpu().expect("a virtual processor");
+    set(&mmu, 0, 0x1000, 8, 0, 0);
     // Each page is new to the tables, which are there.
     for i in 0..512 {
-        mmu.fault(Gfn::new(0xfec00 + i).gpa(), Access::Write)
+        mmu.fault(&mut vcpu, &Fault::violation(Gfn::new(0xfec00 + i).gpa(), Access::Write))
             .expect("an emulation");
     }
     for i in 0..count {
         if i % 512 == 0 {
-            set(&mut mmu, 1, 0x2000 + (i / 512 % 2) * 0x100, 8, 0, 8);
+            set(&mmu, 1, 0x2000 + (i / 512 % 2) * 0x100, 8, 0, 8);
         }
-        std::hint::black_box(mmu.fault(Gfn::new(0xfec00 + i % 512).gpa(), Access::Write)).expect("an emulation");
+        std::hint::black_box(mmu.fault(
+            &mut vcpu,
+            &Fault::violation(Gfn::new(0xfec00 + i % 512).gpa(), Access::Write),
+        ))
+        .expect("an emulation");
     }
 }
 
 fn slot_lookup(count: u64) {
-    let mut mmu = mmu(128);
+    let mmu = mmu(128);
     for id in 0..509 {
-        set(&mut mmu, id, 0x1000 + u64::from(id) * 16, 8, 0, u32::from(id) * 8);
+        set(&mmu, id, 0x1000 + u64::from(id) * 16, 8, 0, u32::from(id) * 8);
     }
-    let slots = mmu.slots();
-    for i in 0..count {
-        std::hint::black_box(slots.lookup(Gfn::new(0x1000 + i * 7919 % 0x2000)));
-    }
+    mmu.with_slots(|slots| {
+        for i in 0..count {
+            std::hint::black_box(slots.lookup(Gfn::new(0x1000 + i * 7919 % 0x2000)));
+        }
+    });
 }
 
 fn zap_all(count: u64) {
-    let mut mmu = mmu(128);
-    set(&mut mmu, 0, 0x1000, 512, 0, 0);
+    let mmu = mmu(128);
+    let mut vcpu = mmu.add_vcpu().expect("a virtual processor");
+    set(&mmu, 0, 0x1000, 512, 0, 0);
     for _ in 0..count {
         mmu.zap_all();
-        std::hint::black_box(mmu.fault(Gfn::new(0x1000).gpa(), Access::Write)).expect("a mapping");
+        std::hint::black_box(mmu.fault(&mut vcpu, &Fault::violation(Gfn::new(0x1000).gpa(), Access::Write)))
+            .expect("a mapping");
         while mmu.has_background_work() {
             mmu.background();
         }

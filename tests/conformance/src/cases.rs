@@ -4,6 +4,7 @@
 use crate::machine::{Failure, Found, LARGE, Machine, SMALL, Seen, expect_audit, read, set, write};
 use umbra_mmu_abi::{Access, Generation, Gfn, Gpa, SlotError, SlotFlags, SlotId, Stat};
 use umbra_mmu_core::change::ChangeError;
+use umbra_mmu_core::fault::{Fault, Outcome};
 
 /// A named behaviour.
 pub struct Case<M: Machine> {
@@ -197,8 +198,9 @@ fn frame_without_slot_emulates<M: Machine>(m: &mut M) -> Result<(), Failure> {
 /// Only the MMU is asked: no guest of these machines can make such an access.
 fn address_beyond_the_tables_emulates<M: Machine>(m: &mut M) -> Result<(), Failure> {
     let gpa = Gpa::new((1 << 52) - 8);
-    match m.mmu().fault(gpa, Access::Read) {
-        Ok(umbra_mmu_abi::FaultOutcome::Emulate(mmio)) if mmio.gfn == gpa.gfn() => Ok(()),
+    let (mmu, vcpu) = m.parts();
+    match mmu.fault(vcpu, &Fault::violation(gpa, Access::Read)) {
+        Ok(Outcome::Emulate(mmio)) if mmio.gfn == gpa.gfn() => Ok(()),
         Ok(_) => fail!("an emulation", Found::Number(0)),
         Err(error) => fail!("an emulation", Found::Fault(error)),
     }

@@ -3,10 +3,11 @@
 
 use crate::Case;
 use core::fmt;
-use umbra_mmu_abi::{Access, Backing, BackingId, FaultOutcome, Gfn, Gpa, Mmio, SlotFlags, SlotId};
+use umbra_mmu_abi::{Access, Backing, BackingId, Gfn, Gpa, Mmio, SlotFlags, SlotId};
 use umbra_mmu_core::change::ChangeError;
-use umbra_mmu_core::fault::FaultError;
+use umbra_mmu_core::fault::{Fault, FaultError, Outcome};
 use umbra_mmu_core::stage2::{BackingShape, Stage2};
+use umbra_mmu_core::vcpu::Vcpu;
 use umbra_mmu_core::{Mmu, audit};
 
 /// Backing with 4K frames, two 2M frames and 4K frames again.
@@ -42,7 +43,10 @@ pub trait Machine {
     type Stage2: Stage2;
 
     /// The MMU under test.
-    fn mmu(&mut self) -> &mut Mmu<Self::Stage2>;
+    fn mmu(&self) -> &Mmu<Self::Stage2>;
+
+    /// The same, and the guest's only virtual processor.
+    fn parts(&mut self) -> (&Mmu<Self::Stage2>, &mut Vcpu);
 
     /// The guest reads 8 bytes; nothing handles a fault.
     ///
@@ -133,9 +137,18 @@ fn access<M: Machine>(
                 found,
             });
         }
-        match machine.mmu().fault(faulted.gpa, faulted.access) {
-            Ok(FaultOutcome::Resume) => {}
-            Ok(FaultOutcome::Emulate(mmio)) => return Ok(Seen::Emulate(mmio)),
+        let (mmu, vcpu) = machine.parts();
+        match mmu.fault(vcpu, &Fault::violation(faulted.gpa, faulted.access)) {
+            Ok(Outcome::Resume) => {}
+            Ok(Outcome::Emulate(mmio)) => return Ok(Seen::Emulate(mmio)),
+            Ok(Outcome::EmulateTableWrite { .. } | Outcome::Reflect(_)) => {
+                let (expected, found) = ("an outcome of EPT mode", Found::Number(gpa.raw()));
+                return Err(Failure {
+                    expected,
+                    at: (file!(), line!()),
+                    found,
+                });
+            }
             Err(error) => {
                 let (expected, found) = ("a handled fault", Found::Fault(error));
                 return Err(Failure {
@@ -195,9 +208,11 @@ pub(crate) fn set<M: Machine>(
 pub fn run<M: Machine>(machine: &mut M, case: &Case<M>) -> Result<(), Failure> {
     let result = (case.run)(machine).and_then(|()| expect_audit(machine, 0));
     let mut ids = [None; 16];
-    for (id, slot) in ids.iter_mut().zip(machine.mmu().slots().iter()) {
-        *id = Some(slot.id);
-    }
+    machine.mmu().with_slots(|slots| {
+        for (id, slot) in ids.iter_mut().zip(slots.iter()) {
+            *id = Some(slot.id);
+        }
+    });
     for id in ids.into_iter().flatten() {
         if let Err(error) = set(machine, id.0, Gfn::new(0), 0, (SMALL, 0), SlotFlags::empty()) {
             let (expected, found) = ("a deleted slot", Found::Change(error));

@@ -4,20 +4,17 @@
 use umbra_conformance::{BACKINGS, Faulted, Machine, cases, run};
 use umbra_mmu_abi::{Gfn, Gpa, SlotId};
 use umbra_mmu_core::sim::{SimStage2, Violation};
+use umbra_mmu_core::vcpu::Vcpu;
 use umbra_mmu_core::{Limits, Mmu};
 
-struct Sim(Mmu<SimStage2>);
+struct Sim(Mmu<SimStage2>, Vcpu);
 
 impl Sim {
     fn new() -> Self {
-        Self(
-            Mmu::new(
-                SimStage2::new(BACKINGS.to_vec(), 64),
-                BACKINGS.to_vec(),
-                &Limits::default(),
-            )
-            .unwrap(),
-        )
+        let sim = SimStage2::new(BACKINGS.to_vec(), 64);
+        let mmu = Mmu::new(sim, BACKINGS.to_vec(), &Limits::default()).unwrap();
+        let vcpu = mmu.add_vcpu().unwrap();
+        Self(mmu, vcpu)
     }
 }
 
@@ -30,8 +27,11 @@ fn faulted(violation: Violation) -> Faulted {
 
 impl Machine for Sim {
     type Stage2 = SimStage2;
-    fn mmu(&mut self) -> &mut Mmu<SimStage2> {
-        &mut self.0
+    fn mmu(&self) -> &Mmu<SimStage2> {
+        &self.0
+    }
+    fn parts(&mut self) -> (&Mmu<SimStage2>, &mut Vcpu) {
+        (&self.0, &mut self.1)
     }
     fn read(&mut self, gpa: Gpa) -> Result<u64, Faulted> {
         self.0.stage2_mut().read(gpa).map_err(faulted)
@@ -49,13 +49,18 @@ fn every_case_passes_on_a_fresh_machine() {
     for case in cases() {
         let mut machine = Sim::new();
         run(&mut machine, &case).unwrap_or_else(|failure| panic!("{}: {failure}", case.name));
-        assert_eq!(machine.0.stage2().unflushed(), 0, "{}", case.name);
+        assert_eq!(machine.0.with_stage2(|sim| sim.unflushed()), 0, "{}", case.name);
         // What is left are tables that hold MMIO sptes.
         machine.0.zap_all();
         while machine.0.has_background_work() {
             machine.0.background();
         }
-        assert_eq!(machine.0.stage2().free_tables(), 64, "{} leaks tables", case.name);
+        assert_eq!(
+            machine.0.with_stage2(|sim| sim.free_tables()),
+            64,
+            "{} leaks tables",
+            case.name
+        );
     }
 }
 

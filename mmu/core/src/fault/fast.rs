@@ -1,82 +1,164 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
-//! Which faults need no plan? Those that the spte alone answers.
+//! Which faults need no mmu_lock? Those that the spte alone answers.
 
-use super::{Class, FaultError, Walk};
+use super::{Class, Fault, FaultError, Outcome, Walk};
 use crate::Mmu;
+use crate::locks::{Held, InSection};
+use crate::slots::{Slot, SlotTable};
 use crate::spte::{Format, Leaf, Spte, Writable};
-use crate::stage2::Stage2;
-use crate::zap::Cut;
-use umbra_mmu_abi::{FaultOutcome, Gpa, Mmio};
+use crate::stage2::{Stage2, Stage2Error};
+use crate::vcpu::Spurious;
+use umbra_mmu_abi::{Access, Gfn, Mmio, SlotFlags};
 
-/// Faults in a row at one address that is mapped.
-#[derive(Clone, Copy, Debug, Default)]
-pub struct Spurious {
-    gpa: Option<Gpa>,
-    times: u32,
-}
-
-/// So many of them are no coincidence, however many vCPUs there are.
+/// So many faults in a row at one address that is mapped are no coincidence: whoever maps it just now is waited for.
 const LOOPING: u32 = 256;
 
 impl<S: Stage2> Mmu<S> {
-    /// Answers the fault without the slow path, if that can be done.
-    // REQ: PF-1, GEN-4
+    /// Answers the fault without mmu_lock, if that can be done. The caller is inside a walk, whose end this is, and in a
+    /// read-side section: what the walk found lies in a slot that cannot be replaced by another before the section ends.
+    // REQ: PF-1, DT-2, AT-1
     #[inline(never)]
-    pub(super) fn fast(&mut self, walk: &Walk, class: &Class, gpa: Gpa) -> Result<Option<FaultOutcome>, FaultError> {
-        match *class {
-            Class::Miss => Ok(None),
-            Class::MmioCached => Ok(Some(self.emulate(self.mmio(gpa.gfn())))),
-            Class::ReadOnlyWrite => {
-                let mmio = Mmio {
-                    readonly_slot: true,
-                    ..self.mmio(gpa.gfn())
+    pub(super) fn fast(
+        &self,
+        slots: &SlotTable,
+        held: &mut Held<InSection>,
+        spurious: &mut Spurious,
+        walk: &Walk,
+        fault: &Fault,
+    ) -> Result<Option<Outcome>, FaultError> {
+        let gfn = fault.gfn();
+        let access = fault.code.access();
+        match self.classify(walk, gfn, access) {
+            Class::Slow => Ok(None),
+            Class::ReadOnlyWrite => Ok(Some(self.emulate(Mmio {
+                readonly_slot: true,
+                ..self.mmio(gfn)
+            }))),
+            Class::Spurious => self.spurious(held, spurious, fault).map(Some),
+            Class::RestoreWrite(leaf) => {
+                let restored = match slots.lookup(gfn) {
+                    Some(slot) => self.restore_write(held, slot, walk, leaf, gfn),
+                    None => Ok(()),
                 };
-                Ok(Some(self.emulate(mmio)))
+                self.restored(slots, held, walk, gfn, leaf, restored)
             }
-            Class::Spurious => {
-                let times = if self.spurious.gpa == Some(gpa) {
-                    self.spurious.times + 1
-                } else {
-                    1
+            Class::RestoreAccess(leaf) => {
+                let restored = match slots.lookup(gfn) {
+                    Some(slot) => self.restore_access(held, slot, walk, leaf, gfn, access),
+                    None => Ok(()),
                 };
-                self.spurious = Spurious { gpa: Some(gpa), times };
-                match times >= LOOPING {
-                    true => Err(FaultError::Looping { gpa, times }),
-                    false => Ok(Some(self.resume())),
-                }
-            }
-            Class::Restore(leaf) => {
-                self.restore(walk, leaf)?;
-                Ok(Some(self.resume()))
+                self.restored(slots, held, walk, gfn, leaf, restored)
             }
         }
     }
 
-    /// Makes a leaf present again, and writable as far as its slot is; where that is refused, the leaf
-    /// is gone. Hardware has no way to change a mapping in place.
-    fn restore(&mut self, walk: &Walk, old: Leaf) -> Result<(), FaultError> {
-        let gfn = self.tables.gfn_of(walk.place);
-        let slot = self.slots.published().lookup(gfn).expect("a leaf lies in a slot").id;
-        let writable = if old.writable == Writable::HostReadOnly {
-            old.writable
-        } else {
-            Writable::Now
+    /// Sets W again, if the spte is still the one that was looked at. Its table is not used for another gfn while the walk
+    /// lasts, and the same word at the same place is the same frame: however often it was zapped and mapped again
+    /// meanwhile, it may have W.
+    // REQ: DT-2, DT-3
+    fn restore_write(
+        &self,
+        held: &mut Held<InSection>,
+        slot: &Slot,
+        walk: &Walk,
+        old: Leaf,
+        gfn: Gfn,
+    ) -> Result<(), Stage2Error> {
+        let new = Leaf {
+            writable: Writable::Now,
+            ..old
+        };
+        let word = Spte::leaf(Format::Ept, new);
+        if self.tables.compare_exchange(walk.place, walk.spte, word).is_err() {
+            // The guest comes back to whatever is there now.
+            return Ok(());
+        }
+        // After W: see the dirty log.
+        log_write(slot, gfn);
+        let at = self.tables.gfn_of(walk.place);
+        self.converge(&mut self.effects.lock(held), slot, at, walk.place)
+    }
+
+    /// Makes a leaf present again, which hardware does not have while it is not. W comes back for a write only, through
+    /// the dirty log.
+    // REQ: AT-1, DT-3
+    fn restore_access(
+        &self,
+        held: &mut Held<InSection>,
+        slot: &Slot,
+        walk: &Walk,
+        old: Leaf,
+        gfn: Gfn,
+        access: Access,
+    ) -> Result<(), Stage2Error> {
+        let writable = match (access, old.writable) {
+            (Access::Write, Writable::Restorable | Writable::Now) => Writable::Now,
+            (Access::Read | Access::Fetch, Writable::Now) => Writable::Restorable,
+            (Access::Read | Access::Write | Access::Fetch, other) => other,
         };
         let new = Leaf { writable, ..old };
-        let mut removed = self.stage2.unmap(slot, gfn, &old);
-        let mapped = self.stage2.map(slot, gfn, &new);
-        match mapped {
-            Ok(()) => {
-                self.tables.set(walk.place, Spte::leaf(Format::Ept, new));
-            }
-            Err(_) => {
-                // The hardware has neither of them, so the spte and its reverse map go too.
-                removed.and(self.drop_leaf(walk.place, Cut::Done));
-                removed.and(self.free_if_empty(walk.place.table));
-                self.invalidate_seq += 1;
-            }
+        let mut stage2 = self.effects.lock(held);
+        // Under the lock: the tables of an earlier generation are not hardware's any more.
+        let word = Spte::leaf(Format::Ept, new);
+        if self.is_obsolete(walk.place.table) || self.tables.compare_exchange(walk.place, walk.spte, word).is_err() {
+            return Ok(());
         }
-        self.stage2.flush(removed);
-        Ok(mapped?)
+        let at = self.tables.gfn_of(walk.place);
+        if let Err(error) = stage2.map(slot.id, at, &new) {
+            self.tables.set(walk.place, Spte::EMPTY);
+            return Err(error);
+        }
+        drop(stage2);
+        if writable == Writable::Now {
+            log_write(slot, gfn);
+        }
+        Ok(())
+    }
+
+    /// The guest comes again; where the hardware refused, everybody forgets the leaf first.
+    fn restored(
+        &self,
+        slots: &SlotTable,
+        held: &mut Held<InSection>,
+        walk: &Walk,
+        gfn: Gfn,
+        leaf: Leaf,
+        restored: Result<(), Stage2Error>,
+    ) -> Result<Option<Outcome>, FaultError> {
+        if let (Err(_), Some(slot)) = (restored, slots.lookup(gfn)) {
+            let at = gfn.align_down(leaf.level);
+            self.zap(slots, held, |zap| zap.lost(slot, at, leaf.level, walk.place));
+        }
+        restored?;
+        Ok(Some(self.resume()))
+    }
+
+    /// The spte allows the access. Another fault may be about to map it; it is waited for before anybody is blamed.
+    #[cold]
+    pub(super) fn spurious(
+        &self,
+        held: &mut Held<InSection>,
+        spurious: &mut Spurious,
+        fault: &Fault,
+    ) -> Result<Outcome, FaultError> {
+        let times = spurious.count(fault.address);
+        if times == LOOPING {
+            drop(self.lock.write(held));
+        }
+        match times < 2 * LOOPING {
+            true => Ok(self.resume()),
+            false => Err(FaultError::Looping {
+                gpa: fault.gpa(),
+                times,
+            }),
+        }
+    }
+}
+
+/// Logs a write where the slot wants that.
+// REQ: DT-1
+fn log_write(slot: &Slot, gfn: Gfn) {
+    if slot.flags.contains(SlotFlags::LOG_DIRTY) {
+        slot.data.dirty.mark(gfn);
     }
 }

@@ -1,20 +1,36 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
 //! What happens on a guest fault? Classify, try the fast fix, plan, reserve, apply: in this order.
 
-mod apply;
 mod classify;
 mod fast;
+mod install;
 mod plan;
 
 pub use classify::{Class, Walk};
-pub use fast::Spurious;
-pub use plan::{MapPlan, Plan};
+pub(crate) use install::{Blocked, Installed};
+pub use plan::MapPlan;
 
 use crate::Mmu;
-use crate::slots::GFN_LIMIT;
-use crate::stage2::{Resource, Stage2, Stage2Error};
-use apply::Applied;
-use umbra_mmu_abi::{Access, FaultOutcome, Gpa, Mmio};
+use crate::generation::Stamp;
+use crate::locks::{Held, InSection};
+use crate::slots::{GFN_LIMIT, SlotTable};
+use crate::stage2::{Stage2, Stage2Error, TableLevel};
+use crate::sync::atomic::Ordering;
+use crate::vcpu::Vcpu;
+use plan::{Backed, find_frame};
+use umbra_mmu_abi::{Access, Gfn, Gpa, Mmio, PAGE_SHIFT};
+
+/// So often a fault is attempted again where others were faster, before the guest is sent to come again.
+const ATTEMPTS: u32 = 16;
+
+/// What the world was before anything of it was looked at.
+#[derive(Clone, Copy)]
+struct Seen {
+    /// `mmu_invalidate_seq`.
+    seq: u64,
+    /// The slots, if nobody was changing them.
+    stamp: Option<Stamp>,
+}
 
 bitflags::bitflags! {
     /// The error code of a page fault, as the processor pushes it (SDM vol. 3, figure 5-12).
@@ -75,6 +91,18 @@ impl Fault {
             code,
         }
     }
+
+    /// The address, where it is guest-physical.
+    #[inline]
+    pub const fn gpa(&self) -> Gpa {
+        Gpa::new(self.address)
+    }
+
+    /// Its frame.
+    #[inline]
+    pub const fn gfn(&self) -> Gfn {
+        self.gpa().gfn()
+    }
 }
 
 /// A fault for the guest's own handler.
@@ -134,103 +162,205 @@ impl From<Stage2Error> for FaultError {
 }
 
 impl<S: Stage2> Mmu<S> {
-    /// Handles an access that hardware did not translate.
+    /// Handles an access that hardware did not translate. Any number of vCPUs may fault at once.
     ///
     /// # Errors
     /// See [`FaultError`]; every structure is as consistent as before.
     // REQ: PF-1
-    pub fn fault(&mut self, gpa: Gpa, access: Access) -> Result<FaultOutcome, FaultError> {
-        // A plan that was overtaken, or had to make room first, is made again: at most once for each table.
-        self.attempt(gpa, access, self.tables.capacity() + 2)
+    #[inline]
+    pub fn fault(&self, vcpu: &mut Vcpu, fault: &Fault) -> Result<Outcome, FaultError> {
+        // (a) MMIO, as this vCPU remembers it.
+        if let Some(mmio) = self.remembered_mmio(vcpu, fault) {
+            return Ok(self.emulate(mmio));
+        }
+        self.handle(vcpu, fault)
     }
 
-    fn attempt(&mut self, gpa: Gpa, access: Access, tries: usize) -> Result<FaultOutcome, FaultError> {
-        let gfn = gpa.gfn();
+    #[inline(never)]
+    fn handle(&self, vcpu: &mut Vcpu, fault: &Fault) -> Result<Outcome, FaultError> {
+        for _ in 0..ATTEMPTS {
+            match self.attempt(vcpu, fault) {
+                Ok(None) => {}
+                Ok(Some(outcome)) => {
+                    if vcpu.cache.len() > 0 {
+                        self.put_back(&mut vcpu.cache);
+                    }
+                    return Ok(outcome);
+                }
+                Err(error) => {
+                    self.put_back(&mut vcpu.cache);
+                    return Err(error);
+                }
+            }
+        }
+        // Others are always faster. The guest comes again; should it never end, that is seen.
+        self.put_back(&mut vcpu.cache);
+        let mut held = Held::entry();
+        let mut section = self.slots.read(&mut held);
+        self.spurious(section.held(), &mut vcpu.spurious, fault)
+    }
+
+    /// One attempt; `None`: something has changed meanwhile, or was made ready.
+    #[inline]
+    fn attempt(&self, vcpu: &mut Vcpu, fault: &Fault) -> Result<Option<Outcome>, FaultError> {
+        let gfn = fault.gfn();
         if gfn.raw() >= GFN_LIMIT {
             // No table translates it, so there is nothing to cache it in.
-            return Ok(self.emulate(self.mmio(gfn)));
+            return Ok(Some(self.emulate(self.mmio(gfn))));
         }
+        // Before anything is looked at: what changes from here on makes what was seen void.
+        let seq = self.invalidate.seq();
+        let stamp = self.generation.cacheable();
+        let mut held = Held::entry();
+        let walking = self.walkers.enter(&mut vcpu.walker);
         let walk = self.walk(gfn);
         if !walk.spte.is_empty() {
-            if self.is_fresh_mmio(walk.spte, gfn) {
-                return Ok(self.emulate(self.mmio(gfn)));
-            }
-            let class = self.classify(&walk, gfn, access);
-            if let Some(outcome) = self.fast(&walk, &class, gpa)? {
-                return Ok(outcome);
+            // (a) MMIO, as the spte has it: what is a reserved bit where hardware walks the tables.
+            if let (Some(mmio), Some(stamp)) = (self.fresh_mmio(walk.spte, gfn, stamp), stamp) {
+                vcpu.mmio
+                    .fill(fault.address >> PAGE_SHIFT, gfn, fault.code.bits(), stamp);
+                return Ok(Some(self.emulate(mmio)));
             }
         }
-        match self.plan_usual(&walk, gfn, access) {
-            Some((map, place)) => match self.apply(&map, place)? {
-                Applied::Mapped => Ok(self.resume()),
-                Applied::Stale => self.again(gpa, access, tries),
-            },
-            None => self.attempt_unusual(&walk, gpa, access, tries),
+        let mut section = self.slots.read(&mut held);
+        let (slots, held) = section.split();
+        if !walk.spte.is_empty() {
+            // (b) A present or access-tracked leaf: the fast fix, without mmu_lock.
+            let fixed = self.fast(slots, held, &mut vcpu.spurious, &walk, fault)?;
+            if fixed.is_some() {
+                return Ok(fixed);
+            }
+        }
+        drop(walking);
+        // (c), (d) In EPT mode the guest's own tables are the hardware's business.
+        // (e) The frame.
+        let Some(slot) = slots.lookup(gfn) else {
+            // (f) None: MMIO.
+            return self.cache_mmio(slots, held, vcpu, fault, &walk, Seen { seq, stamp });
+        };
+        let plan = match find_frame(slot, gfn, fault.code.access()) {
+            Backed::Frame(plan) => plan,
+            Backed::ReadOnly => {
+                let mmio = Mmio {
+                    readonly_slot: true,
+                    ..self.mmio(gfn)
+                };
+                return Ok(Some(self.emulate(mmio)));
+            }
+            // The guest comes back to the table that is then in place.
+            Backed::Dying => return Ok(Some(self.resume())),
+        };
+        // (g) Tables, and the leaf. What it takes is drawn before mmu_lock is.
+        self.top_up_entries(&mut vcpu.reserve)?;
+        if walk.level > plan.level() && !self.ready(slots, held, vcpu, &plan, &walk)? {
+            return Ok(Some(self.resume()));
+        }
+        let mut guard = self.lock.read(held);
+        // REQ: PF-3
+        if self.invalidate.must_retry(seq, plan.at) {
+            return Ok(None);
+        }
+        let installed = self.install(guard.held(), &mut vcpu.cache, &mut vcpu.reserve, &plan);
+        drop(guard);
+        match installed {
+            Ok(Installed::Done) => Ok(Some(self.resume())),
+            Ok(Installed::Overtaken) => Ok(None),
+            Ok(Installed::Blocked(blocked)) => self.unblock(slots, held, vcpu, &plan, blocked),
+            Err(error) => {
+                // Tables go with their last leaf; nobody else would free those that were made for this one.
+                self.zap(slots, held, |zap| zap.unused(plan.at));
+                Err(error.into())
+            }
         }
     }
 
+    /// Draws the tables that the walk saw missing.
     #[cold]
-    #[inline(never)]
-    fn attempt_unusual(
-        &mut self,
+    fn ready(
+        &self,
+        slots: &SlotTable,
+        held: &mut Held<InSection>,
+        vcpu: &mut Vcpu,
+        plan: &MapPlan<'_>,
         walk: &Walk,
-        gpa: Gpa,
-        access: Access,
-        tries: usize,
-    ) -> Result<FaultOutcome, FaultError> {
-        let gfn = gpa.gfn();
-        let applied = match self.plan(walk, gfn, access) {
-            Plan::Emulate(mmio) => return Ok(self.emulate(mmio)),
-            Plan::CacheMmio(mmio) => {
-                self.cache_mmio(walk, gfn);
-                return Ok(self.emulate(mmio));
+    ) -> Result<bool, FaultError> {
+        let missing = walk.level as usize - plan.level() as usize;
+        Ok(self.top_up(slots, held, &mut vcpu.cache, plan.at, plan.level(), missing)?)
+    }
+
+    /// Does what the installation could not do under the read side of mmu_lock.
+    #[cold]
+    fn unblock(
+        &self,
+        slots: &SlotTable,
+        held: &mut Held<InSection>,
+        vcpu: &mut Vcpu,
+        plan: &MapPlan<'_>,
+        blocked: Blocked,
+    ) -> Result<Option<Outcome>, FaultError> {
+        match blocked {
+            // The tables that were there have gone meanwhile.
+            Blocked::Tables(missing) => {
+                let ready = self.top_up(slots, held, &mut vcpu.cache, plan.at, plan.level(), missing)?;
+                Ok((!ready).then(|| self.resume()))
             }
-            // The slot is going; the guest comes back to the table that is then in place.
-            Plan::Retry => return Ok(self.resume()),
-            Plan::Map(map, place) => self.apply(&map, place)?,
-            Plan::Prepare(map, what) => self.apply_prepared(&map, what, gfn)?,
-        };
-        match applied {
-            Applied::Mapped => Ok(self.resume()),
-            Applied::Stale => self.again(gpa, access, tries),
+            Blocked::Over(_) | Blocked::Below(_) => {
+                self.zap(slots, held, |zap| zap.in_the_way(plan.at, plan.level()));
+                Ok(None)
+            }
         }
     }
 
+    /// No memory: emulate, and remember it in an MMIO spte where tables for it are to be had. Not having it cached costs
+    /// time only.
     #[cold]
     #[inline(never)]
-    fn again(&mut self, gpa: Gpa, access: Access, tries: usize) -> Result<FaultOutcome, FaultError> {
-        match tries.checked_sub(1) {
-            Some(tries) => self.attempt(gpa, access, tries),
-            None => Err(Stage2Error::Exhausted(Resource::Tables).into()),
+    fn cache_mmio(
+        &self,
+        slots: &SlotTable,
+        held: &mut Held<InSection>,
+        vcpu: &mut Vcpu,
+        fault: &Fault,
+        walk: &Walk,
+        seen: Seen,
+    ) -> Result<Option<Outcome>, FaultError> {
+        let gfn = fault.gfn();
+        let Some(stamp) = seen.stamp else {
+            return Ok(Some(self.emulate(self.mmio(gfn))));
+        };
+        let missing = walk.level as usize - TableLevel::Pt as usize;
+        let ready = self.top_up(slots, held, &mut vcpu.cache, gfn, TableLevel::Pt, missing);
+        if !matches!(ready, Ok(true)) {
+            return Ok(Some(self.emulate(self.mmio(gfn))));
+        }
+        let mut guard = self.lock.read(held);
+        if self.invalidate.must_retry(seen.seq, gfn) {
+            return Ok(None);
+        }
+        match self.install_mmio(guard.held(), &mut vcpu.cache, gfn, stamp) {
+            Installed::Done => {
+                vcpu.mmio
+                    .fill(fault.address >> PAGE_SHIFT, gfn, fault.code.bits(), stamp);
+                let generation = stamp.generation();
+                Ok(Some(self.emulate(Mmio {
+                    gfn,
+                    generation,
+                    readonly_slot: false,
+                })))
+            }
+            Installed::Overtaken | Installed::Blocked(_) => Ok(None),
         }
     }
 
     #[inline(always)]
-    fn resume(&mut self) -> FaultOutcome {
-        self.stats.resumed += 1;
-        FaultOutcome::Resume
+    fn resume(&self) -> Outcome {
+        self.stats.resumed.fetch_add(1, Ordering::Relaxed);
+        Outcome::Resume
     }
 
     #[inline(always)]
-    fn emulate(&mut self, mmio: Mmio) -> FaultOutcome {
-        self.stats.emulated += 1;
-        FaultOutcome::Emulate(mmio)
-    }
-}
-
-#[cfg(test)]
-impl<S: Stage2> Mmu<S> {
-    pub(crate) fn plan_for_test(&self, gfn: umbra_mmu_abi::Gfn, access: Access) -> Plan {
-        self.plan(&self.walk(gfn), gfn, access)
-    }
-
-    /// Whether the plan was still good.
-    pub(crate) fn apply_for_test(&mut self, plan: &Plan, gfn: umbra_mmu_abi::Gfn) -> Result<bool, FaultError> {
-        let applied = match plan {
-            Plan::Map(map, place) => self.apply(map, *place),
-            Plan::Prepare(map, what) => self.apply_prepared(map, *what, gfn),
-            Plan::Retry | Plan::Emulate(_) | Plan::CacheMmio(_) => panic!("{gfn} is not to be mapped: {plan:?}"),
-        };
-        Ok(applied? == Applied::Mapped)
+    fn emulate(&self, mmio: Mmio) -> Outcome {
+        self.stats.emulated.fetch_add(1, Ordering::Relaxed);
+        Outcome::Emulate(mmio)
     }
 }

@@ -65,6 +65,13 @@ pub struct Walker {
     slot: usize,
 }
 
+impl Walker {
+    /// Its number among the walkers of the MMU.
+    pub const fn slot(&self) -> usize {
+        self.slot
+    }
+}
+
 /// A walk without locks; tables that it reaches are not used for anything else until it ends.
 ///
 /// It may take locks. Nobody waits for the end of a walk, so that makes no deadlock.
@@ -104,6 +111,11 @@ impl Epochs {
             }
         }
         None
+    }
+
+    /// How many walkers there are; their slots are the numbers below.
+    pub fn given(&self) -> usize {
+        self.given.load(Ordering::Acquire) as usize
     }
 
     /// Begins a walk: a load, a store, a fence; its end is a store. `walker` cannot begin another one before.

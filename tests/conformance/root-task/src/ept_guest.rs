@@ -15,10 +15,12 @@ use sel4::{
     VmExit, vm_enter_with_registers,
 };
 use umbra_conformance::{BACKINGS, Faulted, Machine, SMALL};
-use umbra_mmu_abi::{Access, Backing, FaultOutcome, Gfn, Gpa, SlotFlags, SlotId};
+use umbra_mmu_abi::{Access, Backing, Gfn, Gpa, SlotFlags, SlotId};
 use umbra_mmu_component::ept::Ept;
 use umbra_mmu_component::stage2::CapStage2;
 use umbra_mmu_core::Mmu;
+use umbra_mmu_core::fault::{Fault, Outcome};
+use umbra_mmu_core::vcpu::Vcpu;
 use umbra_test_report::{Report, timestamp};
 
 /// Guest-physical address of the hidden pages: page map, two directory-pointer tables, code.
@@ -54,6 +56,7 @@ unsafe extern "C" {
 /// The MMU above the EPT of a virtual CPU.
 pub struct EptGuest {
     mmu: Mmu<CapStage2<Ept>>,
+    vcpu: Vcpu,
 }
 
 impl EptGuest {
@@ -68,9 +71,9 @@ impl EptGuest {
         fill();
         hide(memory, bootinfo, ept).unwrap_or_else(|error| panic!("no memory for the guest's code: {error}"));
         registers(vcpu).unwrap_or_else(|error| panic!("no state for the virtual CPU: {error}"));
-        Some(Self {
-            mmu: memory.mmu(Ept(ept)),
-        })
+        let mmu = memory.mmu(Ept(ept));
+        let vcpu = mmu.add_vcpu().expect("the first virtual processor");
+        Some(Self { mmu, vcpu })
     }
 
     fn run(&mut self, program: u64, gpa: Gpa, value: u64) -> Result<u64, Faulted> {
@@ -108,7 +111,8 @@ impl EptGuest {
             let start = timestamp();
             let faulted = this.write(gpa, 1).expect_err("a fresh page");
             let exited = timestamp();
-            assert_eq!(this.mmu.fault(faulted.gpa, faulted.access), Ok(FaultOutcome::Resume));
+            let fault = Fault::violation(faulted.gpa, faulted.access);
+            assert_eq!(this.mmu.fault(&mut this.vcpu, &fault), Ok(Outcome::Resume));
             let mapped = timestamp();
             this.write(gpa, 1).expect("a mapped page");
             (mapped - exited, timestamp() - start)
@@ -240,8 +244,12 @@ fn registers(vcpu: VCpu) -> sel4::Result<()> {
 impl Machine for EptGuest {
     type Stage2 = CapStage2<Ept>;
 
-    fn mmu(&mut self) -> &mut Mmu<Self::Stage2> {
-        &mut self.mmu
+    fn mmu(&self) -> &Mmu<Self::Stage2> {
+        &self.mmu
+    }
+
+    fn parts(&mut self) -> (&Mmu<Self::Stage2>, &mut Vcpu) {
+        (&self.mmu, &mut self.vcpu)
     }
 
     fn read(&mut self, gpa: Gpa) -> Result<u64, Faulted> {

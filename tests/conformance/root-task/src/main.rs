@@ -29,7 +29,8 @@ fn main(bootinfo: &BootInfoPtr) -> ! {
     report.judge("objects/refused_block_leaves_memory_whole", whole);
     let mut thread = ThreadGuest::new(&mut memory);
     all(&mut report, "vspace", &mut thread);
-    server::all(&mut report, thread.mmu());
+    let (mmu, vcpu) = thread.parts();
+    server::all(&mut report, mmu, vcpu);
     match EptGuest::new(&mut memory, bootinfo) {
         Some(mut guest) => {
             all(&mut report, "ept", &mut guest);

@@ -7,14 +7,15 @@ use umbra_mmu_abi::{Access, Backing, FaultOutcome, Gfn, Reply, Request, SlotErro
 use umbra_mmu_component::serve::answer;
 use umbra_mmu_core::Mmu;
 use umbra_mmu_core::stage2::Stage2;
+use umbra_mmu_core::vcpu::Vcpu;
 use umbra_test_report::Report;
 
 /// Runs all tests of this file on an MMU without slots, and leaves it so.
-pub fn all<S: Stage2>(report: &mut Report, mmu: &mut Mmu<S>) {
-    report.judge("server/requests_are_answered_by_value", requests(mmu));
+pub fn all<S: Stage2>(report: &mut Report, mmu: &Mmu<S>, vcpu: &mut Vcpu) {
+    report.judge("server/requests_are_answered_by_value", requests(mmu, vcpu));
     // Each refusal is a line of the log; there are some hundred.
     log::set_max_level(log::LevelFilter::Off);
-    let noise = noise(mmu);
+    let noise = noise(mmu, vcpu);
     log::set_max_level(log::LevelFilter::Info);
     report.judge("server/malformed_messages_fail_and_change_nothing", noise);
 }
@@ -30,8 +31,8 @@ fn expect(expected: &'static str, line: u32, holds: bool, found: u64) -> Result<
     }
 }
 
-fn ask<S: Stage2>(mmu: &mut Mmu<S>, request: Request) -> Result<Reply, Failure> {
-    let reply = answer(mmu, &request.encode());
+fn ask<S: Stage2>(mmu: &Mmu<S>, vcpu: &mut Vcpu, request: Request) -> Result<Reply, Failure> {
+    let reply = answer(mmu, vcpu, &request.encode());
     // What travels is what was meant.
     expect(
         "a reply of the wire format",
@@ -56,33 +57,33 @@ fn slot(id: u16, npages: u32) -> Request {
     }
 }
 
-fn requests<S: Stage2>(mmu: &mut Mmu<S>) -> Result<(), Failure> {
+fn requests<S: Stage2>(mmu: &Mmu<S>, vcpu: &mut Vcpu) -> Result<(), Failure> {
     let fault = |gfn| Request::Fault {
         gpa: Gfn::new(gfn).gpa(),
         access: Access::Write,
     };
-    let created = ask(mmu, slot(0, 4))?;
+    let created = ask(mmu, vcpu, slot(0, 4))?;
     expect(
         "a changed slot",
         line!(),
         created == Reply::Changed(mmu.generation()),
         0,
     )?;
-    let overlap = ask(mmu, slot(1, 4))?;
+    let overlap = ask(mmu, vcpu, slot(1, 4))?;
     expect("a refusal", line!(), overlap == Reply::Refused(SlotError::Overlap), 1)?;
-    let mapped = ask(mmu, fault(0x400))?;
+    let mapped = ask(mmu, vcpu, fault(0x400))?;
     expect(
         "a mapped page",
         line!(),
         mapped == Reply::Fault(FaultOutcome::Resume),
         2,
     )?;
-    let emulated = ask(mmu, fault(0x404))?;
+    let emulated = ask(mmu, vcpu, fault(0x404))?;
     let is_mmio = matches!(emulated, Reply::Fault(FaultOutcome::Emulate(mmio)) if mmio.gfn == Gfn::new(0x404));
     expect("an emulation", line!(), is_mmio, 3)?;
-    let count = ask(mmu, Request::Stat(Stat::Mapped4K))?;
+    let count = ask(mmu, vcpu, Request::Stat(Stat::Mapped4K))?;
     expect("one mapped page", line!(), count == Reply::Stat(1), 4)?;
-    let audit = ask(mmu, Request::Audit)?;
+    let audit = ask(mmu, vcpu, Request::Audit)?;
     expect(
         "a clean audit",
         line!(),
@@ -93,19 +94,19 @@ fn requests<S: Stage2>(mmu: &mut Mmu<S>) -> Result<(), Failure> {
             },
         5,
     )?;
-    let zapped = ask(mmu, Request::ZapAll)?;
+    let zapped = ask(mmu, vcpu, Request::ZapAll)?;
     expect("a zap", line!(), zapped == Reply::Changed(mmu.generation()), 6)?;
     while mmu.has_background_work() {
         mmu.background();
     }
-    let deleted = ask(mmu, slot(0, 0))?;
+    let deleted = ask(mmu, vcpu, slot(0, 0))?;
     expect(
         "a deleted slot",
         line!(),
         deleted == Reply::Changed(mmu.generation()),
         7,
     )?;
-    let missing = ask(mmu, slot(0, 0))?;
+    let missing = ask(mmu, vcpu, slot(0, 0))?;
     expect(
         "no slot to delete",
         line!(),
@@ -114,7 +115,7 @@ fn requests<S: Stage2>(mmu: &mut Mmu<S>) -> Result<(), Failure> {
     )
 }
 
-fn noise<S: Stage2>(mmu: &mut Mmu<S>) -> Result<(), Failure> {
+fn noise<S: Stage2>(mmu: &Mmu<S>, vcpu: &mut Vcpu) -> Result<(), Failure> {
     let before = mmu.generation();
     let samples = [0, 1, 2, 7, 1 << 16, 1 << 32, 1 << 34, 1 << 52, u64::MAX];
     for label in (0..9).chain([1 << 19, u64::MAX]) {
@@ -129,7 +130,7 @@ fn noise<S: Stage2>(mmu: &mut Mmu<S>) -> Result<(), Failure> {
                     if Request::decode(&message).is_ok() {
                         continue;
                     }
-                    let failed = answer(mmu, &message) == Reply::Failed;
+                    let failed = answer(mmu, vcpu, &message) == Reply::Failed;
                     expect("a failure for a malformed message", line!(), failed, label)?;
                 }
             }

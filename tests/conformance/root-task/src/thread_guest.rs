@@ -13,6 +13,7 @@ use umbra_mmu_component::vspace::Window;
 use umbra_mmu_core::Mmu;
 use umbra_mmu_core::spte::{Leaf, Rights, Writable};
 use umbra_mmu_core::stage2::Stage2;
+use umbra_mmu_core::vcpu::Vcpu;
 
 // rbx: address; rcx: value. Both end with an exception that this program receives.
 global_asm!(
@@ -39,6 +40,7 @@ const INVALID_OPCODE: u64 = 6;
 /// The MMU above a window of this program's address space, and the thread.
 pub struct ThreadGuest {
     mmu: Mmu<CapStage2<Window>>,
+    vcpu: Vcpu,
     thread: Tcb,
     faults: Endpoint,
 }
@@ -56,8 +58,10 @@ impl ThreadGuest {
         // It never makes a system call, so it has no IPC buffer.
         let configured = thread.tcb_configure(fault, 100, 0, slot::CNODE, whole, slot::VSPACE, 0, slot::IPC_BUFFER);
         configured.expect("a thread of this program's own");
+        let mmu = memory.mmu(window);
         Self {
-            mmu: memory.mmu(window),
+            vcpu: mmu.add_vcpu().expect("the first virtual processor"),
+            mmu,
             thread,
             faults,
         }
@@ -65,7 +69,7 @@ impl ThreadGuest {
 
     /// Runs one access to its end; the answer is RCX then.
     fn run(&mut self, stub: unsafe extern "C" fn(), gpa: Gpa, value: u64) -> Result<u64, Faulted> {
-        let window = *self.mmu.stage2().space();
+        let window = *self.mmu.stage2_mut().space();
         let address = window.vaddr(gpa.raw()).expect("the cases stay below 512 GiB");
         let mut registers = self
             .thread
@@ -98,8 +102,12 @@ impl ThreadGuest {
 impl Machine for ThreadGuest {
     type Stage2 = CapStage2<Window>;
 
-    fn mmu(&mut self) -> &mut Mmu<Self::Stage2> {
-        &mut self.mmu
+    fn mmu(&self) -> &Mmu<Self::Stage2> {
+        &self.mmu
+    }
+
+    fn parts(&mut self) -> (&Mmu<Self::Stage2>, &mut Vcpu) {
+        (&self.mmu, &mut self.vcpu)
     }
 
     fn read(&mut self, gpa: Gpa) -> Result<u64, Faulted> {
@@ -122,13 +130,13 @@ pub fn mapping_cap<T: Space>(mmu: &Mmu<CapStage2<T>>, id: SlotId, gfn: Gfn) -> c
 where
     CapStage2<T>: Stage2,
 {
-    let slot = mmu.slots().get(id).expect("a slot of that number");
-    let (_, frame, level) = slot.page_at(gfn);
-    mmu.stage2()
-        .frame_cap(id, &Leaf {
-            frame,
-            level,
-            writable: Writable::Now,
-            rights: Rights::ALL,
-        })
+    let slot = mmu.with_slots(|slots| slots.get(id).cloned());
+    let (_, frame, level) = slot.expect("a slot of that number").page_at(gfn);
+    let leaf = Leaf {
+        frame,
+        level,
+        writable: Writable::Now,
+        rights: Rights::ALL,
+    };
+    mmu.with_stage2(|stage2| stage2.frame_cap(id, &leaf))
 }
