@@ -181,13 +181,16 @@ impl PteList {
     /// Waits for the lock bit; the word that it guards is the answer.
     fn lock(&self) -> u64 {
         loop {
-            let word = self.0.fetch_or(LOCKED, Ordering::Acquire);
-            if word & LOCKED == 0 {
+            let word = self.0.load(Ordering::Relaxed);
+            // Who waits does not write, so that the holder's plain store ends it.
+            if word & LOCKED == 0
+                && (self.0)
+                    .compare_exchange_weak(word, word | LOCKED, Ordering::Acquire, Ordering::Relaxed)
+                    .is_ok()
+            {
                 return word;
             }
-            while self.0.load(Ordering::Relaxed) & LOCKED != 0 {
-                crate::sync::relax();
-            }
+            crate::sync::relax();
         }
     }
 
