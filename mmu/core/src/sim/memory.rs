@@ -23,11 +23,13 @@ fn zeroed() -> Box<Words> {
 
 /// Attached and also writable, in [`Page::attached`].
 const WRITABLE: u32 = 1 << 16;
+/// Taken away by the host, in [`Page::attached`].
+const WITHDRAWN: u32 = 1 << 31;
 
 #[derive(Default)]
 struct Page {
     words: Once<Box<Words>>,
-    /// Slots that have it; above bit 16 those that have it writable.
+    /// Slots that have it; above bit 16 those that have it writable; bit 31: withdrawn.
     attached: AtomicU32,
 }
 
@@ -60,6 +62,7 @@ pub struct SimMemory {
     layout: ShadowLayout,
     backings: Vec<Backed>,
     tables: Vec<Once<Box<Words>>>,
+    flushes: AtomicU64,
 }
 
 impl fmt::Debug for SimMemory {
@@ -90,6 +93,7 @@ impl SimMemory {
             layout,
             backings: shapes.iter().map(backed).collect(),
             tables: (0..tables).map(|_| Once::new()).collect(),
+            flushes: AtomicU64::new(0),
         })
     }
 
@@ -196,6 +200,16 @@ impl SimMemory {
         self.mark_written(frame);
     }
 
+    /// Replaces the entry `offset` bytes into a frame if it is `old`; the guest's processor, or somebody for it, wrote.
+    ///
+    /// # Errors
+    /// What is there instead.
+    pub fn compare_exchange(&self, frame: Frame, offset: u16, size: GpteSize, old: u64, new: u64) -> Result<(), u64> {
+        compare_exchange_entry(self.ram(frame), offset, size, old, new)?;
+        self.mark_written(frame);
+        Ok(())
+    }
+
     /// Copies what is in one frame to another, as the host does when it moves a page; the guest wrote nothing.
     pub fn copy(&self, from: Frame, to: Frame) {
         for (from, to) in self.ram(from).iter().zip(self.ram(to)) {
@@ -228,13 +242,33 @@ impl SimMemory {
         }
     }
 
-    /// What any slot lets the guest do with a frame.
+    /// What any slot lets the guest do with a frame; nothing, if the host has withdrawn it.
     pub fn attached(&self, frame: Frame) -> Option<GuestAccess> {
         match self.page(frame)?.attached.load(Ordering::Relaxed) {
-            0 => None,
+            0 | WITHDRAWN.. => None,
             1..WRITABLE => Some(GuestAccess::ReadExec),
-            _ => Some(GuestAccess::All),
+            WRITABLE..WITHDRAWN => Some(GuestAccess::All),
         }
+    }
+
+    /// The host takes a frame away: from now on, whoever reaches it breaks isolation.
+    pub fn withdraw(&self, frame: Frame) {
+        self.existing(frame).attached.fetch_or(WITHDRAWN, Ordering::Relaxed);
+    }
+
+    /// The host gives a frame back.
+    pub fn restore(&self, frame: Frame) {
+        self.existing(frame).attached.fetch_and(!WITHDRAWN, Ordering::Relaxed);
+    }
+
+    /// How many flushes of all processors the owner of hardware-walked tables has asked for.
+    pub fn flushes(&self) -> u64 {
+        self.flushes.load(Ordering::Acquire)
+    }
+
+    /// One more: each processor forgets everything before its next access.
+    pub fn flush(&self) -> u64 {
+        self.flushes.fetch_add(1, Ordering::AcqRel) + 1
     }
 }
 

@@ -8,6 +8,10 @@ use umbra_mmu_abi as abi;
 
 /// CR0.WP: supervisor writes respect R/W.
 pub const CR0_WP: u64 = 1 << 16;
+/// CR0.NW.
+pub const CR0_NW: u64 = 1 << 29;
+/// CR0.CD.
+pub const CR0_CD: u64 = 1 << 30;
 /// CR0.PG: paging is on.
 pub const CR0_PG: u64 = 1 << 31;
 /// CR4.PSE: 4M pages in 32-bit paging.
@@ -98,6 +102,8 @@ pub struct Model {
     pub maxphyaddr: u8,
     /// When the accessed flags of a walk that faults are set.
     pub accessed: AccessedFlags,
+    /// What an access does that an old translation in the TLB does not allow.
+    pub stale_denial: StaleDenial,
 }
 
 impl Default for Model {
@@ -105,8 +111,18 @@ impl Default for Model {
         Self {
             maxphyaddr: 46,
             accessed: AccessedFlags::OnSuccess,
+            stale_denial: StaleDenial::Walks,
         }
     }
+}
+
+/// Section 4.10.4.3: tables that have come to allow more need no flush, at the price of a fault that they do not explain.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum StaleDenial {
+    /// Never such a fault: the tables are walked first, as most processors do.
+    Walks,
+    /// Such a fault, once.
+    Faults,
 }
 
 /// Section 4.8 has the accessed flag of an entry set when it is used in a translation; whether a walk that ends in a
@@ -148,6 +164,13 @@ impl Registers {
         } else {
             PagingMode::FiveLevel
         }
+    }
+
+    /// Whether a change of control bits from those of `old` reads the PDPTE registers from memory (section 4.4.1).
+    pub(super) fn loads_pdptes(&self, old: &Self) -> bool {
+        let cr0 = (self.cr0 ^ old.cr0) & (CR0_CD | CR0_NW | CR0_PG);
+        let cr4 = (self.cr4 ^ old.cr4) & (CR4_PAE | CR4_PGE | CR4_PSE | CR4_SMEP);
+        self.mode() == PagingMode::Pae && cr0 | cr4 != 0
     }
 }
 

@@ -1,17 +1,20 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
-//! What if the hardware is as strict as it may be? A second stage in memory that forgets nothing until it is flushed.
+//! What does an EPT hold? A second stage in memory, whose removed tables and frames are in limbo until a flush.
 //!
-//! Stricter than silicon: every translation and every table that was once used stays in use until a flush; frames and
-//! tables that were removed cannot be had again before it. Like seL4: a mapping is a capability's, one at a time; taking
+//! Stricter than silicon: frames and tables that were removed cannot be had again before a flush, and processors may go on
+//! using them ([`super::ept`]). Like seL4: a mapping is a capability's, one at a time; taking
 //! it away looks at the address it was made for, and removes what is there if it is the same frame.
 
+use super::ept::EptCaches;
+use super::memory::SimMemory;
 use crate::spte::Leaf;
 use crate::stage2::{
-    BackingShape, FlushEpoch, Frame, GuestAccess, NoRam, Observed, Resource, Stage2, Stage2Error, TableHandle,
-    TableLevel, TableNeeds, Unflushed,
+    BackingShape, FlushEpoch, Frame, GpteSize, GuestAccess, NoRam, Observed, Resource, Stage2, Stage2Error,
+    TableHandle, TableLevel, TableNeeds, Unflushed,
 };
 use crate::table::HeapWords;
-use alloc::collections::{BTreeMap, BTreeSet};
+use alloc::collections::BTreeMap;
+use alloc::sync::Arc;
 use alloc::vec::Vec;
 use umbra_mmu_abi::{Access, Backing, Gfn, Gpa, PageLevel, SlotId};
 
@@ -24,8 +27,9 @@ pub struct Violation {
     pub access: Access,
 }
 
+/// An entry of a table.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Entry {
+pub(super) enum Entry {
     Table(TableHandle),
     Leaf {
         frame: Frame,
@@ -54,8 +58,7 @@ struct Container {
 /// The simulated hardware, its guest's memory included.
 #[derive(Debug)]
 pub struct SimStage2 {
-    shapes: Vec<BackingShape>,
-    memory: BTreeMap<(Frame, u16), u64>,
+    memory: Arc<SimMemory>,
     containers: BTreeMap<SlotId, Container>,
     /// The root is table 0.
     tables: BTreeMap<TableHandle, Table>,
@@ -63,21 +66,25 @@ pub struct SimStage2 {
     free_tables: u32,
     /// Cut off and not flushed: kept with their content, because a processor may still walk them.
     limbo_tables: Vec<TableHandle>,
-    limbo_frames: BTreeSet<Frame>,
-    tlb: BTreeMap<Gfn, (Frame, GuestAccess)>,
-    /// Paging-structure cache: the page table of each 2M region that was walked.
-    pde_cache: BTreeMap<u64, TableHandle>,
+    limbo_frames: Vec<(Frame, PageLevel)>,
     unflushed: u32,
     epoch: u64,
+    /// Of the processor that [`SimStage2::read`] and [`SimStage2::write`] are the accesses of.
+    caches: EptCaches,
     /// Maps and links until one is refused.
     refuse_in: Option<u32>,
 }
 
-const ROOT: TableHandle = TableHandle(0);
+pub(super) const ROOT: TableHandle = TableHandle(0);
 
 impl SimStage2 {
     /// Hardware with these backings (zeroed) and `tables` tables besides the root.
     pub fn new(shapes: Vec<BackingShape>, tables: u32) -> Self {
+        Self::with_memory(SimMemory::new(SimMemory::layout_for(46), &shapes, 0), tables)
+    }
+
+    /// The same above memory that others use as well.
+    pub fn with_memory(memory: Arc<SimMemory>, tables: u32) -> Self {
         let root = Table {
             level: TableLevel::Pml4,
             at: Gfn::new(0),
@@ -85,18 +92,16 @@ impl SimStage2 {
             linked: true,
         };
         Self {
-            shapes,
-            memory: BTreeMap::new(),
+            memory,
             containers: BTreeMap::new(),
             tables: BTreeMap::from([(ROOT, root)]),
             next_table: 1,
             free_tables: tables,
             limbo_tables: Vec::new(),
-            limbo_frames: BTreeSet::new(),
-            tlb: BTreeMap::new(),
-            pde_cache: BTreeMap::new(),
+            limbo_frames: Vec::new(),
             unflushed: 0,
             epoch: 0,
+            caches: EptCaches::default(),
             refuse_in: None,
         }
     }
@@ -107,7 +112,7 @@ impl SimStage2 {
     /// Nothing translates the address, or not for a read.
     pub fn read(&mut self, gpa: Gpa) -> Result<u64, Violation> {
         let frame = self.translate(gpa, Access::Read)?;
-        Ok(self.memory.get(&(frame, word(gpa))).copied().unwrap_or(0))
+        Ok(self.memory.load(frame, gpa.offset() as u16 & !7, GpteSize::B8))
     }
 
     /// The guest writes 8 bytes.
@@ -116,8 +121,20 @@ impl SimStage2 {
     /// Nothing translates the address, or not for a write.
     pub fn write(&mut self, gpa: Gpa, value: u64) -> Result<(), Violation> {
         let frame = self.translate(gpa, Access::Write)?;
-        self.memory.insert((frame, word(gpa)), value);
+        self.memory.store(frame, gpa.offset() as u16 & !7, GpteSize::B8, value);
         Ok(())
+    }
+
+    fn translate(&mut self, gpa: Gpa, access: Access) -> Result<Frame, Violation> {
+        let mut caches = core::mem::take(&mut self.caches);
+        let found = caches.translate(self, gpa, access);
+        self.caches = caches;
+        found.map(|found| found.frame_at(gpa.gfn()))
+    }
+
+    /// The memory.
+    pub fn memory(&self) -> &Arc<SimMemory> {
+        &self.memory
     }
 
     /// Breaks the hardware behind the MMU's back: the leaf at `gfn` goes, flushed.
@@ -126,7 +143,7 @@ impl SimStage2 {
             if let Some(table) = self.tables.get_mut(&handle) {
                 table.entries.remove(&index);
             }
-            self.forget_cached();
+            self.epoch += 1;
         }
     }
 
@@ -152,47 +169,19 @@ impl SimStage2 {
         self.unflushed
     }
 
-    /// As a processor does it: caches first, however old.
-    fn translate(&mut self, gpa: Gpa, access: Access) -> Result<Frame, Violation> {
-        let gfn = gpa.gfn();
-        if gfn.raw() >= crate::slots::GFN_LIMIT {
-            return Err(Violation { gpa, access });
-        }
-        let permits = |allowed: GuestAccess| match (access, allowed) {
-            (Access::Write, GuestAccess::ReadExec) => false,
-            (Access::Read | Access::Fetch, _) | (Access::Write, GuestAccess::All) => true,
-        };
-        let found = self.tlb.get(&gfn).copied().or_else(|| self.walk(gfn));
-        match found {
-            Some((frame, allowed)) if permits(allowed) => {
-                self.tlb.insert(gfn, (frame, allowed));
-                Ok(frame)
-            }
-            Some(_) | None => {
-                // SDM vol. 3, 29.4.3.1: a violation invalidates what would be used to translate the address.
-                self.tlb.remove(&gfn);
-                self.pde_cache.remove(&(gfn.raw() >> 9));
-                Err(Violation { gpa, access })
-            }
-        }
+    /// How many flushes there have been: a processor that has seen fewer forgets everything before it goes on.
+    pub fn flushes(&self) -> u64 {
+        self.epoch
     }
 
-    fn walk(&mut self, gfn: Gfn) -> Option<(Frame, GuestAccess)> {
-        let region = gfn.raw() >> 9;
-        let mut handle = self.pde_cache.get(&region).copied().unwrap_or(ROOT);
-        loop {
-            let table = &self.tables[&handle];
-            match *table.entries.get(&index(gfn, table.level))? {
-                Entry::Leaf { frame, level, access } => {
-                    if table.level == TableLevel::Pt {
-                        self.pde_cache.insert(region, handle);
-                    }
-                    let into = (gfn.raw() - gfn.align_down(level).raw()) as u32;
-                    return Some((Frame::new(frame.backing(), frame.page() + into)?, access));
-                }
-                Entry::Table(below) => handle = below,
-            }
-        }
+    /// The entry for `gfn` in a table that a processor knows of.
+    ///
+    /// # Panics
+    /// The table has been freed: the processor ought not to know of it any more.
+    pub(super) fn entry(&self, handle: TableHandle, gfn: Gfn) -> Option<Entry> {
+        let table = self.tables.get(&handle);
+        let table = table.unwrap_or_else(|| panic!("a processor walks {handle:?} for {gfn}, which is free"));
+        table.entries.get(&index(gfn, table.level)).copied()
     }
 
     /// The linked table of `level` that covers `gfn`; the kernel's own walk, which no cache misleads.
@@ -225,7 +214,7 @@ impl SimStage2 {
 
     /// Removes the leaf at `at` if it maps `frame`, whoever put it there.
     fn cut_leaf(&mut self, at: Gfn, frame: Frame, level: PageLevel) {
-        self.limbo_frames.insert(frame);
+        self.limbo_frames.push((frame, level));
         let Some((handle, index)) = self.leaf_place(at) else {
             return;
         };
@@ -234,19 +223,15 @@ impl SimStage2 {
             table.entries.remove(&index);
         }
     }
-
-    fn forget_cached(&mut self) {
-        self.tlb.clear();
-        self.pde_cache.clear();
-    }
 }
 
 fn index(gfn: Gfn, level: TableLevel) -> u16 {
     (gfn.raw() >> level.entry_shift() & 511) as u16
 }
 
-fn word(gpa: Gpa) -> u16 {
-    (gpa.offset() / 8) as u16
+/// Whether a page of a leaf at `page` is in `range`.
+fn overlaps(range: &core::ops::Range<u32>, page: u32, level: PageLevel) -> bool {
+    page < range.end && range.start < page + level.frames() as u32
 }
 
 const fn refused(operation: &'static str) -> Stage2Error {
@@ -267,11 +252,7 @@ impl Stage2 for SimStage2 {
         if self.containers.contains_key(&slot) {
             return Err(refused("attach of an attached slot"));
         }
-        let pages = self
-            .shapes
-            .get(backing.id.0 as usize)
-            .and_then(BackingShape::pages)
-            .unwrap_or(0);
+        let pages = self.memory.shape(backing.id).and_then(BackingShape::pages).unwrap_or(0);
         if backing.first_page as u64 + npages as u64 > pages as u64 {
             return Err(refused("attach beyond the backing"));
         }
@@ -280,7 +261,7 @@ impl Stage2 for SimStage2 {
             !self
                 .limbo_frames
                 .iter()
-                .any(|f| f.backing() == backing.id && range.contains(&f.page())),
+                .any(|(f, level)| f.backing() == backing.id && overlaps(&range, f.page(), *level)),
             "frames are used again before the flush that ends their old use"
         );
         self.containers.insert(
@@ -370,11 +351,8 @@ impl Stage2 for SimStage2 {
         if leaf.frame.backing() != container.backing.id || !range.contains(&leaf.frame.page()) {
             return Err(refused("map of a foreign frame"));
         }
-        if self.shapes[container.backing.id.0 as usize]
-            .frame_of(leaf.frame.page())
-            .1
-            != leaf.level
-        {
+        let shape = self.memory.shape(container.backing.id).expect("an attached backing");
+        if shape.frame_of(leaf.frame.page()).1 != leaf.level {
             return Err(refused("map of a frame of another size"));
         }
         if container.mapped.contains_key(&leaf.frame) {
@@ -447,16 +425,15 @@ impl Stage2 for SimStage2 {
     fn flush(&mut self, removed: Unflushed) -> FlushEpoch {
         let settled = removed.settle();
         self.unflushed = self.unflushed.checked_sub(settled).expect("an obligation is met once");
-        if self.unflushed == 0 {
-            // Everything that was removed is covered; what came later than this obligation has its own.
-            self.forget_cached();
+        if settled > 0 {
+            // Everything that was removed until now is covered, also what others still have an obligation for.
+            self.epoch += 1;
             self.limbo_frames.clear();
             for handle in self.limbo_tables.drain(..) {
                 self.tables.remove(&handle);
                 self.free_tables += 1;
             }
         }
-        self.epoch += 1;
         FlushEpoch(self.epoch)
     }
 

@@ -1,5 +1,7 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
 //! Does the simulated processor do what the manual says, and keep what the manual lets it keep?
 
+mod cpu;
 mod memory;
+mod shadow;
 mod walker;

@@ -1,8 +1,7 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
-//! Who uses the memory, and what may they touch? The MMU its tables and the guest's memory; a processor the tables.
+//! How does the MMU use the memory? Its tables, and the guest's memory where the guest's tables are.
 
-use super::memory::{HostFrame, SimMemory, Words, compare_exchange_entry, read_entry, update};
-use super::walk::Memory;
+use super::memory::{SimMemory, Words, update};
 use crate::stage2::{Frame, GpteSize, GuestRam, TableWords};
 use crate::table::TableId;
 use alloc::sync::Arc;
@@ -26,13 +25,11 @@ pub struct SimRam(pub Arc<SimMemory>);
 
 impl GuestRam for SimRam {
     fn read(&self, frame: Frame, offset: u16, size: GpteSize) -> u64 {
-        read_entry(self.0.ram(frame), offset, size)
+        self.0.load(frame, offset, size)
     }
 
     fn compare_exchange(&self, frame: Frame, offset: u16, size: GpteSize, old: u64, new: u64) -> Result<(), u64> {
-        compare_exchange_entry(self.0.ram(frame), offset, size, old, new)?;
-        self.0.mark_written(frame);
-        Ok(())
+        self.0.compare_exchange(frame, offset, size, old, new)
     }
 
     fn write(&self, frame: Frame, offset: u16, bytes: &[u8]) {
@@ -64,33 +61,4 @@ fn pieces(offset: u16, bytes: &[u8]) -> impl Iterator<Item = (u16, &[u8])> {
         at += piece.len() as u16;
         (!piece.is_empty()).then_some((place, piece))
     })
-}
-
-/// Tables in host memory, as a processor walks them that has been given their root.
-///
-/// Reading or changing what is no table panics: a processor has been led out of the tables, and could be led anywhere.
-pub struct HostTables<'a>(pub &'a SimMemory);
-
-impl HostTables<'_> {
-    fn words(&self, address: u64) -> &Words {
-        match self.0.at(address >> 12) {
-            HostFrame::Table(id) => self.0.table(id),
-            other @ (HostFrame::Ram(_) | HostFrame::Nothing) => {
-                panic!("the processor walks {other:?} at {address:#x}, which is no table of the MMU")
-            }
-        }
-    }
-}
-
-impl Memory for HostTables<'_> {
-    type Refused = core::convert::Infallible;
-
-    fn read(&mut self, address: u64, size: GpteSize) -> Result<u64, Self::Refused> {
-        Ok(read_entry(self.words(address), (address & 4095) as u16, size))
-    }
-
-    fn compare_exchange(&mut self, address: u64, size: GpteSize, old: u64, new: u64) -> Result<bool, Self::Refused> {
-        let words = self.words(address);
-        Ok(compare_exchange_entry(words, (address & 4095) as u16, size, old, new).is_ok())
-    }
 }
