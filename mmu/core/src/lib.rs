@@ -68,7 +68,7 @@ use locks::{Held, LeafLock, MmuLock, SlotsArchLock, SlotsLock, Srcu};
 use pte_list::PteEntries;
 use role::Role;
 use slots::SlotTable;
-use spte::Format;
+use spte::{Format, ShadowLayout};
 use stage2::{BackingShape, NoRam, Resource, Stage2, Stage2Error, TableLevel};
 use sync::Epochs;
 use sync::atomic::{AtomicU32, AtomicU64, Ordering};
@@ -98,8 +98,18 @@ impl Default for Limits {
     }
 }
 
+/// How the guest's accesses are translated, for all of a VM's life.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Mode {
+    /// By an EPT, which sptes mirror: from guest-physical addresses.
+    Ept,
+    /// By shadow pages that hardware walks, in a container of this layout: from guest-virtual addresses.
+    Shadow(ShadowLayout),
+}
+
 /// The MMU of one VM. Any number of threads may use it at once; see [`locks`] for who waits for whom.
 pub struct Mmu<S: Stage2> {
+    mode: Mode,
     backings: Vec<BackingShape>,
     /// Who holds it changes the slots.
     slots_lock: SlotsLock<()>,
@@ -109,7 +119,7 @@ pub struct Mmu<S: Stage2> {
     /// mmu_lock. Faults in EPT mode enter as readers, everything that takes sptes away as the writer.
     lock: MmuLock<Tree>,
     tables: Tables<S::Words>,
-    /// The root of the current tree and its `mmu_valid_gen`: changed under mmu_lock, read by walkers without it.
+    /// In EPT mode the root of the current tree, and its `mmu_valid_gen`: changed under mmu_lock, read by walkers without it.
     root: AtomicU32,
     valid_gen: AtomicU64,
     walkers: Epochs,
@@ -119,6 +129,8 @@ pub struct Mmu<S: Stage2> {
     invalidate: Invalidations,
     /// The hardware. A leaf lock: whether a leaf is mapped changes under it together with its spte.
     effects: LeafLock<S>,
+    /// The guest's memory, which shadow mode reads tables in. EPT mode never looks at it.
+    ram: S::Ram,
     /// What the vCPUs have to do before they enter the guest again (KVM: `vcpu->requests`).
     requests: [AtomicU32; MAX_VCPUS],
     stats: Stats,
@@ -168,15 +180,35 @@ impl<S: Stage2> Mmu<S> {
         S: Stage2<Words = HeapWords, Ram = NoRam>,
     {
         let words = HeapWords::new(limits.tables.max(2)).map_err(Stage2Error::Exhausted)?;
-        Self::with_words(stage2, words, backings, limits).map_err(Stage2Error::Exhausted)
+        Self::with_ram(stage2, NoRam, words, Mode::Ept, backings, limits).map_err(Stage2Error::Exhausted)
     }
 
-    fn with_words(stage2: S, words: S::Words, backings: Vec<BackingShape>, limits: &Limits) -> Result<Self, Resource> {
-        let tables = Tables::new(words, Format::Ept)?;
-        let root = tables
-            .take(&mut Held::entry(), Gfn::new(0), Role::ept(TableLevel::Pml4), 0)
-            .ok_or(Resource::Tables)?;
+    /// An MMU without slots, whose tables are all of `words`.
+    ///
+    /// # Errors
+    /// The limits do not fit into memory.
+    pub fn with_ram(
+        stage2: S,
+        ram: S::Ram,
+        words: S::Words,
+        mode: Mode,
+        backings: Vec<BackingShape>,
+        limits: &Limits,
+    ) -> Result<Self, Resource> {
+        let tables = match mode {
+            Mode::Ept => Tables::new(words, Format::Ept)?,
+            Mode::Shadow(layout) => Tables::new(words, Format::Shadow(layout))?,
+        };
+        let root = match mode {
+            Mode::Ept => tables
+                .take(&mut Held::entry(), Gfn::new(0), Role::ept(TableLevel::Pml4), 0)
+                .ok_or(Resource::Tables)?,
+            // Each vCPU has its own.
+            Mode::Shadow(_) => TableId::from_raw(u32::MAX),
+        };
         Ok(Self {
+            mode,
+            ram,
             backings,
             slots_lock: SlotsLock::default(),
             slots_arch_lock: SlotsArchLock::default(),
@@ -217,6 +249,16 @@ impl<S: Stage2> Mmu<S> {
         for word in &self.requests[..self.walkers.given()] {
             word.fetch_or(what.bits(), Ordering::AcqRel);
         }
+    }
+
+    /// How this MMU translates.
+    pub fn mode(&self) -> Mode {
+        self.mode
+    }
+
+    /// The guest's memory.
+    pub fn ram(&self) -> &S::Ram {
+        &self.ram
     }
 
     /// The hardware below, for what the MMU does not do itself.
