@@ -106,6 +106,15 @@ struct Effect {
     written: Vec<u64>,
 }
 
+/// How the flags of a walk were set.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Flags {
+    /// As far as they can be.
+    Set,
+    /// The vmm was told of an entry that cannot be written.
+    Refused,
+}
+
 impl Effect {
     fn set(&mut self, memory: &GuestMemory, gpa: u64, page: Page, change: impl FnOnce(u64) -> u64) {
         let at = gpa & !7;
@@ -160,11 +169,11 @@ impl Guest {
         if paging == Paging::Pae {
             for (at, pdpte) in (0..).zip(&mut pdptes) {
                 let gpa = (cr3 & 0xffff_ffe0) + at * 8;
-                // Where there is no memory, nothing is present.
+                // A read that nobody answers gives all ones.
                 *pdpte = self
                     .memory
                     .page_at(gpa >> 12)
-                    .map_or(0, |page| self.memory.word(page, gpa));
+                    .map_or(u64::MAX, |page| self.memory.word(page, gpa));
             }
             if pdptes
                 .iter()
@@ -309,10 +318,10 @@ impl Guest {
                 }
             }
             End::NoMemory { .. } => unreachable!("a read that nobody answers gives all ones"),
-            End::Page { .. } if self.is_unflaggable(walk, op, seen) => {}
             End::Page { gpa } => {
-                self.flag(&mut effect, walk, op, entry_bytes)?;
+                let flags = self.flag(&mut effect, walk, op, seen, entry_bytes)?;
                 match (self.memory.slot_at(gpa >> 12), op) {
+                    _ if flags == Flags::Refused => {}
                     (None, _) => self.is_mmio(seen, gpa, false)?,
                     (Some((_, slot)), Op::Write { .. }) if slot.readonly() => self.is_mmio(seen, gpa, true)?,
                     (Some(_), Op::Write { .. }) => {
@@ -342,22 +351,6 @@ impl Guest {
         same.then_some(effect).ok_or("memory is different")
     }
 
-    /// Whether the vmm gets to see that an entry in read-only memory has no accessed or dirty flag.
-    fn is_unflaggable(&self, walk: &Walk, op: Op, seen: Seen) -> bool {
-        let mut entries = walk.used().iter().zip(walk.flagged(op.kind()));
-        let stuck = entries.find(|(used, flagged)| {
-            let slot = self.memory.slot_at(used.gpa >> 12);
-            used.value != flagged.value && slot.is_some_and(|(_, slot)| slot.readonly())
-        });
-        stuck.is_some_and(|(used, _)| {
-            let gfn = used.gpa >> 12;
-            seen == Seen::Mmio {
-                gfn,
-                readonly_slot: true,
-            }
-        })
-    }
-
     fn is_mmio(&self, seen: Seen, gpa: u64, readonly_slot: bool) -> Result<(), &'static str> {
         let gfn = gpa >> 12;
         match seen == (Seen::Mmio { gfn, readonly_slot }) {
@@ -373,7 +366,14 @@ impl Guest {
     }
 
     /// Adds the accessed and dirty flags that the walk sets.
-    fn flag(&self, effect: &mut Effect, walk: &Walk, op: Op, entry_bytes: u8) -> Result<(), &'static str> {
+    fn flag(
+        &self,
+        effect: &mut Effect,
+        walk: &Walk,
+        op: Op,
+        seen: Seen,
+        entry_bytes: u8,
+    ) -> Result<Flags, &'static str> {
         const DIRTY: u64 = 0x40;
         let last = walk.used().last().map(|used| used.gpa);
         for (used, flagged) in walk.used().iter().zip(walk.flagged(op.kind())) {
@@ -393,12 +393,16 @@ impl Guest {
                     effect.written.push(used.gpa >> 12);
                 }
             } else {
+                // Where an entry cannot be written the vmm may get to see it; those above have their flags by then.
+                if flagged.value != used.value && self.is_mmio(seen, used.gpa, true).is_ok() {
+                    return Ok(Flags::Refused);
+                }
                 if !current && Some(used.gpa) == last && op.kind() == Kind::Write && used.value & DIRTY == 0 {
                     return Err("D is set before a write");
                 }
                 self.unchanged(effect, used.gpa);
             }
         }
-        Ok(())
+        Ok(Flags::Set)
     }
 }

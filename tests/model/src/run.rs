@@ -17,7 +17,7 @@ pub fn replay<M: Machine>(script: &Script, audit_every: u64, machine: M) -> Resu
         world.step(step).map_err(|failure| (at, failure))?;
     }
     let last = script.steps.len().saturating_sub(1);
-    world.audit().map_err(|failure| (last, failure))
+    world.audit_all().map_err(|failure| (last, failure))
 }
 
 /// The same, where a panic is a failure too: `None` if nothing fails.
@@ -107,6 +107,19 @@ impl Plan {
     /// # Errors
     /// The failure, shrunk with at most `tries` replays.
     pub fn run<M: Machine>(&self, tries: u32, machine: impl Fn() -> M) -> Result<Summary, Box<Found>> {
+        self.run_noting(&mut |_, _| {}, tries, machine)
+    }
+
+    /// The same, with a call of `note` before each machine starts and before each step, with the machine's seed.
+    ///
+    /// # Errors
+    /// The failure, shrunk with at most `tries` replays.
+    pub fn run_noting<M: Machine>(
+        &self,
+        note: &mut dyn FnMut(u64, Option<&Step>),
+        tries: u32,
+        machine: impl Fn() -> M,
+    ) -> Result<Summary, Box<Found>> {
         let mut summary = Summary::default();
         let mut seed = self.seed;
         while summary.steps < self.steps {
@@ -115,7 +128,13 @@ impl Plan {
                 header: self.header,
                 steps: Vec::new(),
             };
-            let run = AssertUnwindSafe(|| self.once(seed, length, &mut script, &mut summary, machine()));
+            note(seed, None);
+            let mut count = |step: &Step| {
+                script.steps.push(*step);
+                summary.count(step);
+                note(seed, Some(step));
+            };
+            let run = AssertUnwindSafe(|| self.once(seed, length, &mut count, machine()));
             let failed = match catch_unwind(run) {
                 Ok(result) => result.err(),
                 Err(payload) => Some(panicked(&*payload)),
@@ -132,19 +151,17 @@ impl Plan {
         &self,
         seed: u64,
         length: u64,
-        script: &mut Script,
-        summary: &mut Summary,
+        count: &mut dyn FnMut(&Step),
         machine: M,
     ) -> Result<(), Failure> {
         let mut generator = Generator::new(&self.header, seed);
         let mut world = World::new(&self.header, machine, self.audit_every)?;
         for _ in 0..length {
             let step = generator.next(&world.guest);
-            script.steps.push(step);
-            summary.count(&step);
+            count(&step);
             world.step(&step)?;
         }
-        world.audit()
+        world.audit_all()
     }
 
     fn found<M: Machine>(

@@ -183,6 +183,15 @@ impl Machine for Plain {
         Ok(())
     }
 
+    fn take_written(&mut self) -> Vec<Page> {
+        self.guest
+            .memory
+            .pages()
+            .map(|(page, _)| page)
+            .filter(|page| page.backing == 0)
+            .collect()
+    }
+
     fn word(&mut self, page: Page, gpa: u64) -> u64 {
         self.guest.memory.word(page, gpa)
     }

@@ -1,0 +1,111 @@
+// SPDX-License-Identifier: MIT OR Apache-2.0
+//! Which machine is under test? Simulated processors, their memory, and the MMU in one of its modes.
+
+pub mod flat;
+
+use crate::judge::Op;
+use crate::memory::Page;
+use crate::oracle::{Controls, Kind, Paging, Registers, Who};
+use umbra_mmu_abi as abi;
+use umbra_mmu_abi::BackingId;
+use umbra_mmu_core::sim::cpu::{Cpu, Exit, Operation, Physical};
+use umbra_mmu_core::sim::memory::{HostFrame, SimMemory};
+use umbra_mmu_core::sim::paging as sim;
+use umbra_mmu_core::stage2::{Frame, GpteSize};
+
+/// The values of cr0, cr4 and efer.
+pub fn control_registers(paging: Paging, controls: Controls) -> (u64, u64, u64) {
+    let has = |control, bit| if controls.contains(control) { bit } else { 0u64 };
+    let (pg, pae, lme, la57) = match paging {
+        Paging::Off => (0, 0, 0, 0),
+        Paging::TwoLevel => (sim::CR0_PG, 0, 0, 0),
+        Paging::Pae => (sim::CR0_PG, sim::CR4_PAE, 0, 0),
+        Paging::FourLevel => (sim::CR0_PG, sim::CR4_PAE, sim::EFER_LME, 0),
+        Paging::FiveLevel => (sim::CR0_PG, sim::CR4_PAE, sim::EFER_LME, sim::CR4_LA57),
+    };
+    let protection = has(Controls::SMEP, sim::CR4_SMEP) | has(Controls::SMAP, sim::CR4_SMAP);
+    (
+        pg | has(Controls::WP, sim::CR0_WP),
+        pae | la57 | has(Controls::PSE, sim::CR4_PSE) | protection,
+        lme | has(Controls::NXE, sim::EFER_NXE),
+    )
+}
+
+/// As the simulated processor has it.
+pub fn sim_registers(regs: &Registers) -> sim::Registers {
+    let (cr0, cr4, efer) = control_registers(regs.paging, regs.controls);
+    sim::Registers {
+        cr0,
+        cr3: regs.cr3,
+        cr4,
+        efer,
+        pdptes: regs.pdptes,
+    }
+}
+
+fn sim_access(op: Op, who: Who) -> sim::Access {
+    sim::Access {
+        kind: match op.kind() {
+            Kind::Read => abi::Access::Read,
+            Kind::Write => abi::Access::Write,
+            Kind::Fetch => abi::Access::Fetch,
+        },
+        privilege: match who {
+            Who::User => sim::Privilege::User,
+            Who::Supervisor => sim::Privilege::Supervisor,
+            Who::SupervisorAc => sim::Privilege::SupervisorAc,
+        },
+    }
+}
+
+/// Does an access of a processor. Of less than 4 bytes its simulation knows the address only.
+fn sim_do<P: Physical>(cpu: &mut Cpu, below: &mut P, gva: u64, who: Who, op: Op) -> Result<u64, Exit<P::Refused>> {
+    let access = sim_access(op, who);
+    let operation = match op {
+        Op::Read | Op::Fetch => Operation::Load(GpteSize::B8),
+        Op::Write { bytes: 8, value } => Operation::Store(GpteSize::B8, value),
+        Op::Write { bytes: 4, value } => Operation::Store(GpteSize::B4, value),
+        Op::Write { .. } => {
+            let host = cpu.translate(below, gva, access)?;
+            let memory = below.memory();
+            let HostFrame::Ram(frame) = memory.at(host >> 12) else {
+                panic!("the guest reaches host address {host:#x}, which is no memory of its")
+            };
+            let offset = (host & 4088) as u16;
+            let word = memory.load(frame, offset, GpteSize::B8);
+            memory.store(frame, offset, GpteSize::B8, op.merge(gva, word));
+            return Ok(0);
+        }
+    };
+    cpu.access(below, gva, access, operation)
+}
+
+/// Loads registers as a guest does: its own instructions where the mode stays, a reset where it does not.
+fn load<P: Physical>(cpu: &mut Cpu, below: &mut P, regs: &Registers) -> Result<(), Exit<P::Refused>> {
+    let new = sim_registers(regs);
+    let old = *cpu.registers();
+    if old.mode() != new.mode() {
+        cpu.enter(new);
+        cpu.flush();
+        return Ok(());
+    }
+    // The other way round, bits that reload the PDPTE registers would read those of the old root.
+    cpu.load_cr3(below, regs.cr3)?;
+    if (old.cr0, old.cr4, old.efer) != (new.cr0, new.cr4, new.efer) {
+        cpu.write_control(below, new)?;
+    }
+    Ok(())
+}
+
+fn word(memory: &SimMemory, page: Page, gpa: u64) -> u64 {
+    let frame = Frame::new(BackingId(page.backing), page.page).expect("the layout is small");
+    memory.load(frame, (gpa & 4088) as u16, GpteSize::B8)
+}
+
+fn take_written(memory: &SimMemory) -> Vec<Page> {
+    let page = |frame: Frame| Page {
+        backing: frame.backing().0,
+        page: frame.page(),
+    };
+    memory.take_written().into_iter().map(page).collect()
+}
