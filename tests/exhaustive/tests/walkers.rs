@@ -90,6 +90,7 @@ fn by_simulated_processor(case: &Case, regs: &Registers, access: Access) -> Resu
     let model = sim::Model {
         maxphyaddr: regs.maxphyaddr as u8,
         accessed: sim::AccessedFlags::OnSuccess,
+        ..sim::Model::default()
     };
     let paging = sim::Paging::new(&registers, model);
     let sim_access = sim::Access {
