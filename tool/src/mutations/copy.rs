@@ -16,7 +16,7 @@ pub fn make(root: &Path, copy: &Path, list: &List) -> Result<()> {
         mutated.entry(&mutation.file).or_default().push(mutation);
     }
     let roots: BTreeSet<PathBuf> = mutated.keys().map(|file| crate_root(file)).collect::<Result<_>>()?;
-    let mut kept = BTreeSet::new();
+    let (mut kept, mut unfit) = (BTreeSet::new(), Vec::new());
     for folder in &list.copied {
         ensure!(
             root.join(folder).join("Cargo.toml").is_file(),
@@ -29,7 +29,10 @@ pub fn make(root: &Path, copy: &Path, list: &List) -> Result<()> {
             if mutations.is_some() || roots.contains(&relative) {
                 let mut text = String::from_utf8(content).with_context(|| file.display().to_string())?;
                 if let Some(mutations) = mutations {
-                    text = schemata::apply(&text, &mutations)?;
+                    match schemata::apply(&text, &mutations) {
+                        Ok(mutated) => text = mutated,
+                        Err(error) => unfit.push(error.to_string()),
+                    }
                 }
                 if roots.contains(&relative) {
                     text = schemata::with_switch(&text);
@@ -41,12 +44,13 @@ pub fn make(root: &Path, copy: &Path, list: &List) -> Result<()> {
         }
         remove_others(&copy.join(folder), &kept)?;
     }
-    if let Some((file, mutations)) = mutated.first_key_value() {
-        anyhow::bail!(
+    for (file, mutations) in &mutated {
+        unfit.push(format!(
             "mutation {:?} does not apply: there is no file {file}",
             mutations[0].name
-        );
+        ));
     }
+    ensure!(unfit.is_empty(), "{}", unfit.join("\n"));
     let manifest = std::fs::read_to_string(root.join("Cargo.toml")).context("reading Cargo.toml")?;
     write_if_changed(&copy.join("Cargo.toml"), workspace(&manifest, &list.copied)?.as_bytes())?;
     // Cargo takes out what the smaller workspace does not have, hence only a new one is copied.
@@ -55,6 +59,22 @@ pub fn make(root: &Path, copy: &Path, list: &List) -> Result<()> {
         write_if_changed(&copy.join("Cargo.lock"), &lock)?;
     }
     Ok(())
+}
+
+/// The crates with mutations, as the compiler calls them.
+pub fn mutated_crates(root: &Path, list: &List) -> Result<Vec<String>> {
+    let mut crates = Vec::new();
+    for folder in &list.copied {
+        let mutated = |mutation: &Mutation| Path::new(&mutation.file).starts_with(folder);
+        if list.mutation.iter().any(mutated) {
+            let file = root.join(folder).join("Cargo.toml");
+            let text = std::fs::read_to_string(&file).with_context(|| format!("reading {}", file.display()))?;
+            let manifest: toml::Table = toml::from_str(&text).with_context(|| file.display().to_string())?;
+            let name = manifest["package"]["name"].as_str().context("a package has a name")?;
+            crates.push(name.replace('-', "_"));
+        }
+    }
+    Ok(crates)
 }
 
 /// The root file of the crate that has `file`.
@@ -159,7 +179,7 @@ mod tests {
         }
         make(&source, &copy, &list("1", "p/src/deep.rs")).unwrap();
         let read = |file: &str| std::fs::read_to_string(copy.join(file)).unwrap();
-        assert!(read("p/src/lib.rs").starts_with("mod deep;\n") && read("p/src/lib.rs").contains("fn __mutant"));
+        assert!(read("p/src/lib.rs").contains("] mod deep;\n") && read("p/src/lib.rs").contains("fn __mutant"));
         assert!(read("p/src/deep.rs").contains("/* n */) { 2 } else { 1 })"));
         let stamp = || copy.join("p/src/deep.rs").metadata().unwrap().modified().unwrap();
         let before = stamp();

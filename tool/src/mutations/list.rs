@@ -31,7 +31,7 @@ pub struct Mutation {
     pub requirements: Vec<String>,
     /// The source file, from the project folder.
     pub file: String,
-    /// Text that is in the file exactly once. White space stands for any white space.
+    /// Text that is in the file exactly once, however its lines are broken.
     pub find: String,
     /// What is there instead when the mutation is on.
     pub replace: String,

@@ -83,7 +83,8 @@ fn judge(builder: &Builder, list: &List, chosen: &[&Mutation]) -> Result<Report>
         copy::make(builder.paths.root(), &copy, list)?;
         // All tests, whatever is chosen: the next choice finds them built.
         let tests: BTreeSet<_> = list.mutation.iter().map(|mutation| &mutation.caught_by).collect();
-        Programs::build(builder, &copy, &tests)?
+        let crates = copy::mutated_crates(builder.paths.root(), list)?;
+        Programs::build(builder, &copy, &crates, &tests)?
     };
     let results = builder.steps.work("running mutations", |shown| {
         run::all(&programs, chosen, &copy.join("logs"), shown)

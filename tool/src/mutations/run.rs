@@ -27,8 +27,9 @@ const SEED: (&str, &str) = ("PROPTEST_RNG_SEED", "1");
 pub struct Programs(BTreeMap<(Vec<String>, String, String), PathBuf>);
 
 impl Programs {
-    /// Builds the test programs of `tests` from the copy.
-    pub fn build(builder: &Builder, copy: &Path, tests: &BTreeSet<&CaughtBy>) -> Result<Self> {
+    /// Builds the test programs of `tests` from the copy. In `crates` the switch is a constant function that is none when it
+    /// runs, and the compiler has to be told to allow that.
+    pub fn build(builder: &Builder, copy: &Path, crates: &[String], tests: &BTreeSet<&CaughtBy>) -> Result<Self> {
         let mut programs = Self::default();
         // Features change dependencies too, so each set of them is a build of its own.
         let builds: BTreeSet<(&[String], &str)> = tests
@@ -66,6 +67,7 @@ impl Programs {
             // A mutation leaves unused things behind; here nobody wants to hear of them.
             command
                 .env("RUSTFLAGS", "--cap-lints=allow")
+                .env("RUSTC_BOOTSTRAP", crates.join(","))
                 .env("CARGO_TARGET_DIR", copy.join("target"));
             let name = format!("building mutated tests of {}", packages.join(", "));
             programs.add(features, &builder.steps.capture(&name, &mut command)?);

@@ -9,31 +9,45 @@ use std::ops::Range;
 /// The variable with the number of the mutation that is on.
 pub const VARIABLE: &str = "UMBRA_MUTANT";
 
-/// Added to the root file of every crate with mutations.
+/// Before the root file of every crate with mutations, on its first line.
+const FEATURES: &str = "#![feature(core_intrinsics, const_eval_select)] ";
+
+/// Behind that root file. A constant that calls a mutated function has its usual value.
 const SWITCH: &str = r#"
 // Whether a mutation is on.
 #[doc(hidden)]
-pub fn __mutant(number: u64) -> bool {
+pub const fn __mutant(number: u64) -> bool {
     extern crate std;
-    static CHOSEN: std::sync::OnceLock<u64> = std::sync::OnceLock::new();
-    let chosen = || std::env::var("UMBRA_MUTANT").map_or(0, |text| text.parse().expect("the number of a mutation"));
-    *CHOSEN.get_or_init(chosen) == number
+    fn chosen(number: u64) -> bool {
+        static CHOSEN: std::sync::OnceLock<u64> = std::sync::OnceLock::new();
+        let chosen = || std::env::var("UMBRA_MUTANT").map_or(0, |text| text.parse().expect("the number of a mutation"));
+        *CHOSEN.get_or_init(chosen) == number
+    }
+    const fn never(_: u64) -> bool {
+        false
+    }
+    core::intrinsics::const_eval_select((number,), never, chosen)
 }
 "#;
 
 /// The root file of a crate with the switch.
 pub fn with_switch(text: &str) -> String {
-    format!("{text}{SWITCH}")
+    format!("{FEATURES}{text}{SWITCH}")
 }
 
 /// The text of a file with all of `mutations`, which are of this file, in it.
 pub fn apply(text: &str, mutations: &[&Mutation]) -> Result<String> {
-    let mut places = Vec::new();
+    let (mut places, mut unfit) = (Vec::new(), Vec::new());
     for mutation in mutations {
-        let range = find_once(text, &mutation.find)
-            .with_context(|| format!("mutation {:?} does not apply to {}", mutation.name, mutation.file))?;
-        places.push((range, *mutation));
+        match find_once(text, &mutation.find) {
+            Ok(range) => places.push((range, *mutation)),
+            Err(why) => unfit.push(format!(
+                "mutation {:?} does not apply to {}: {why}",
+                mutation.name, mutation.file
+            )),
+        }
     }
+    ensure!(unfit.is_empty(), "{}", unfit.join("\n"));
     // Outer ones before those inside them.
     places.sort_by_key(|(range, _)| (range.start, std::cmp::Reverse(range.end)));
     for (index, (first, one)) in places.iter().enumerate() {
@@ -44,22 +58,41 @@ pub fn apply(text: &str, mutations: &[&Mutation]) -> Result<String> {
             }
         }
     }
-    let mut made = render(text, 0..text.len(), &places);
-    for (range, _) in places.iter().rev() {
-        made = without_const(text, range.start, &made);
-    }
-    Ok(made)
+    Ok(render(text, 0..text.len(), &places))
 }
 
-/// Where `wanted` is in the text, if that is one place; white space stands for any white space.
+/// Where `wanted` is in the text, if that is one place, however rustfmt has broken its lines.
 fn find_once(text: &str, wanted: &str) -> Result<Range<usize>> {
-    let words: Vec<String> = wanted.split_whitespace().map(regex::escape).collect();
-    let pattern = Regex::new(&words.join(r"\s+")).context("the text to find")?;
+    let pattern = Regex::new(&pattern(wanted)).context("the text to find")?;
     let mut found = pattern.find_iter(text);
     let first = found.next().context("its `find` is not there")?;
     let others = found.count();
     ensure!(others == 0, "its `find` is there {} times", others + 1);
     Ok(first.range())
+}
+
+/// A pattern for `wanted` with any white space between its words and signs, and a comma or none before closing brackets.
+fn pattern(wanted: &str) -> String {
+    let is_word = |c: char| c.is_alphanumeric() || c == '_';
+    let mut pattern = String::new();
+    let mut before = None;
+    for word in wanted.split_whitespace() {
+        let mut inside = false;
+        for c in word.chars() {
+            let gap = match before {
+                None => "",
+                Some(before) if is_word(before) && is_word(c) && inside => "",
+                Some(before) if is_word(before) && is_word(c) => r"\s+",
+                Some(before) if ")]}".contains(c) && !",([{".contains(before) => r"\s*,?\s*",
+                Some(_) => r"\s*",
+            };
+            pattern.push_str(gap);
+            pattern.push_str(&regex::escape(&c.to_string()));
+            before = Some(c);
+            inside = true;
+        }
+    }
+    pattern
 }
 
 /// The text of `range`, with those of `places` (sorted, all inside) in it.
@@ -107,24 +140,6 @@ fn choice(variants: &[(Range<usize>, &Mutation)], original: &str) -> String {
         .iter()
         .any(|(_, mutation)| mutation.schema() == Schema::Expression);
     if expression { format!("({made})") } else { made }
-}
-
-/// The switch is no constant, so neither is a function with a mutation: takes the `const` away from the function around
-/// position `at` of the original text.
-fn without_const(original: &str, at: usize, made: &str) -> String {
-    let Some(line) = original[..at].lines().rev().find(|line| {
-        let words: Vec<&str> = line.split_whitespace().collect();
-        words.iter().position(|word| *word == "fn").is_some_and(|position| {
-            let qualifier = |word: &&str| ["const", "unsafe"].contains(word) || word.starts_with("pub");
-            words[..position].iter().all(qualifier)
-        })
-    }) else {
-        return made.to_owned();
-    };
-    match line.contains("const fn") {
-        true => made.replacen(line, &line.replacen("const fn", "fn", 1), 1),
-        false => made.to_owned(),
-    }
 }
 
 #[cfg(test)]
@@ -199,6 +214,16 @@ mod tests {
             applied("a\n    .b()\n    .c()", &[one]).unwrap(),
             "(if on(a) { d } else { a\n    .b()\n    .c() })"
         );
+        let one = mutation("a", "f(x, y) -> &mut T", "d", None);
+        let broken = "f(\n    x,\n    y,\n) -> &mut T";
+        assert_eq!(
+            applied(broken, &[one]).unwrap(),
+            format!("(if on(a) {{ d }} else {{ {broken} }})")
+        );
+        // But words stay words.
+        for other in ["f(xy) -> &mut T", "f(x, y) -> &mu t T", "f(x, y z) -> &mut T"] {
+            assert!(applied(other, &[mutation("a", "f(x, y) -> &mut T", "d", None)]).is_err());
+        }
     }
 
     #[test]
@@ -214,15 +239,5 @@ mod tests {
     fn half_overlaps_are_refused() {
         let list = [mutation("n", "a b", "r", None), mutation("o", "b c", "r", None)];
         assert!(applied("a b c", &list).unwrap_err().to_string().contains("overlap"));
-    }
-
-    #[test]
-    fn a_constant_function_with_a_mutation_is_none_any_more() {
-        let text = "pub(crate) const fn f() -> u8 {\n    1 << 3\n}\nconst fn g() {}\n";
-        let made = applied(text, &[mutation("a", "1 << 3", "1 << 4", None)]).unwrap();
-        assert_eq!(
-            made,
-            "pub(crate) fn f() -> u8 {\n    (if on(a) { 1 << 4 } else { 1 << 3 })\n}\nconst fn g() {}\n"
-        );
     }
 }
