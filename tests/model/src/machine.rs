@@ -9,7 +9,7 @@ use crate::oracle::{Controls, Kind, Paging, Registers, Who};
 use umbra_mmu_abi as abi;
 use umbra_mmu_abi::BackingId;
 use umbra_mmu_core::sim::cpu::{Cpu, Exit, Operation, Physical};
-use umbra_mmu_core::sim::memory::{HostFrame, SimMemory};
+use umbra_mmu_core::sim::memory::SimMemory;
 use umbra_mmu_core::sim::paging as sim;
 use umbra_mmu_core::stage2::{Frame, GpteSize};
 
@@ -58,24 +58,12 @@ fn sim_access(op: Op, who: Who) -> sim::Access {
     }
 }
 
-/// Does an access of a processor. Of less than 4 bytes its simulation knows the address only.
+/// Does an access of a processor.
 fn sim_do<P: Physical>(cpu: &mut Cpu, below: &mut P, gva: u64, who: Who, op: Op) -> Result<u64, Exit<P::Refused>> {
     let access = sim_access(op, who);
     let operation = match op {
         Op::Read | Op::Fetch => Operation::Load(GpteSize::B8),
-        Op::Write { bytes: 8, value } => Operation::Store(GpteSize::B8, value),
-        Op::Write { bytes: 4, value } => Operation::Store(GpteSize::B4, value),
-        Op::Write { .. } => {
-            let host = cpu.translate(below, gva, access)?;
-            let memory = below.memory();
-            let HostFrame::Ram(frame) = memory.at(host >> 12) else {
-                panic!("the guest reaches host address {host:#x}, which is no memory of its")
-            };
-            let offset = (host & 4088) as u16;
-            let word = memory.load(frame, offset, GpteSize::B8);
-            memory.store(frame, offset, GpteSize::B8, op.merge(gva, word));
-            return Ok(0);
-        }
+        Op::Write { bytes, value } => Operation::Store { bytes, value },
     };
     cpu.access(below, gva, access, operation)
 }

@@ -60,8 +60,13 @@ pub enum Exit<R> {
 pub enum Operation {
     /// A read (also what a fetch gets).
     Load(GpteSize),
-    /// A write.
-    Store(GpteSize, u64),
+    /// A write of the low `bytes` bytes of `value`: 1, 2, 4 or 8 of them, in one word of 8.
+    Store {
+        /// How many.
+        bytes: u8,
+        /// What.
+        value: u64,
+    },
 }
 
 /// A processor.
@@ -162,6 +167,11 @@ impl Cpu {
         self.tlb.invlpg(self.truncate(gva));
     }
 
+    /// INVVPID of one address, by whoever runs the guest.
+    pub fn invvpid(&mut self, gva: u64) {
+        self.tlb.invvpid(self.truncate(gva), self.paging.mode());
+    }
+
     /// Forgets everything (INVVPID of all contexts, or a reset).
     pub fn flush(&mut self) {
         self.tlb.flush();
@@ -202,9 +212,9 @@ impl Cpu {
         let offset = (host & 4095) as u16;
         Ok(match operation {
             Operation::Load(size) => memory.load(frame, offset, size),
-            Operation::Store(size, value) => {
+            Operation::Store { bytes, value } => {
                 assert_eq!(access.kind, abi::Access::Write, "what stores is a write");
-                memory.store(frame, offset, size, value);
+                memory.store_bytes(frame, offset, &value.to_le_bytes()[..bytes as usize]);
                 value
             }
         })

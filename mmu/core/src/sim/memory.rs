@@ -200,6 +200,23 @@ impl SimMemory {
         self.mark_written(frame);
     }
 
+    /// The guest, or somebody for it, writes bytes; those in one word of 8 at once.
+    pub fn store_bytes(&self, frame: Frame, offset: u16, bytes: &[u8]) {
+        let words = self.ram(frame);
+        for (at, chunk) in pieces(offset, bytes) {
+            let shift = at as u32 % 8 * 8;
+            let mut value = 0;
+            let mut mask = 0;
+            for (index, byte) in chunk.iter().enumerate() {
+                value |= (*byte as u64) << (shift + index as u32 * 8);
+                mask |= 0xff << (shift + index as u32 * 8);
+            }
+            update(words, at & !7, GpteSize::B8, |now| Ok(now & !mask | value))
+                .expect("a write does not look at what is there");
+        }
+        self.mark_written(frame);
+    }
+
     /// Replaces the entry `offset` bytes into a frame if it is `old`; the guest's processor, or somebody for it, wrote.
     ///
     /// # Errors
@@ -282,7 +299,7 @@ pub(super) fn read_entry(words: &Words, offset: u16, size: GpteSize) -> u64 {
 }
 
 /// Changes the bytes `offset..` of a page to what `change` makes of the entry there.
-pub(super) fn update(
+fn update(
     words: &Words,
     offset: u16,
     size: GpteSize,
@@ -317,4 +334,18 @@ pub(super) fn compare_exchange_entry(
     new: u64,
 ) -> Result<(), u64> {
     update(words, offset, size, |now| if now == old { Ok(new) } else { Err(now) })
+}
+
+/// Bytes at `offset`, cut at each multiple of 8.
+fn pieces(offset: u16, bytes: &[u8]) -> impl Iterator<Item = (u16, &[u8])> {
+    let mut at = offset;
+    let mut rest = bytes;
+    core::iter::from_fn(move || {
+        let room = 8 - at as usize % 8;
+        let (piece, after) = rest.split_at(room.min(rest.len()));
+        rest = after;
+        let place = at;
+        at += piece.len() as u16;
+        (!piece.is_empty()).then_some((place, piece))
+    })
 }

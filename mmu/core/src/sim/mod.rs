@@ -12,9 +12,11 @@
 //! | what does an EPT hold?                        | `stage2`     |
 //! | what does a processor remember of an EPT?     | [`ept`]      |
 //! | what does hardware do in shadow mode?         | [`shadow`]   |
+//! | what does the guest see of an access?         | [`machine`]  |
 
 pub mod cpu;
 pub mod ept;
+pub mod machine;
 pub mod memory;
 mod mmu_memory;
 pub mod paging;

@@ -2,6 +2,7 @@
 //! Does the simulated processor do what the manual says, and keep what the manual lets it keep?
 
 mod cpu;
+mod machine;
 mod memory;
 mod shadow;
 mod walker;

@@ -108,6 +108,16 @@ impl Tlb {
     /// INVLPG: every part of the page that `gva` is in, global or not, and the whole of the paging-structure caches.
     pub fn invlpg(&mut self, gva: u64) {
         self.forget_structures();
+        self.forget_page(gva);
+    }
+
+    /// INVVPID of one address: the same parts, and of the paging-structure caches what leads to them.
+    pub fn invvpid(&mut self, gva: u64, mode: PagingMode) {
+        self.faulted(gva, mode);
+        self.forget_page(gva);
+    }
+
+    fn forget_page(&mut self, gva: u64) {
         self.remove(gva);
         for page_shift in [21, 22, 30] {
             let first = gva >> page_shift << page_shift;

@@ -101,7 +101,7 @@ impl Guest {
         };
         let operation = match kind {
             abi::Access::Read | abi::Access::Fetch => Operation::Load(GpteSize::B8),
-            abi::Access::Write => Operation::Store(GpteSize::B8, 0x77),
+            abi::Access::Write => Operation::Store { bytes: 8, value: 0x77 },
         };
         self.with(|cpu, below| cpu.access(below, gva, access, operation))
     }
@@ -490,7 +490,7 @@ fn same_as_without(steps: &[Step], forgetful: Option<Forgetful>) {
             let access = Access { kind, privilege };
             let operation = match kind {
                 abi::Access::Read | abi::Access::Fetch => Operation::Load(GpteSize::B8),
-                abi::Access::Write => Operation::Store(GpteSize::B8, page),
+                abi::Access::Write => Operation::Store { bytes: 8, value: page },
             };
             let expected = without.with(|cpu, below| cpu.access(below, page << 12, access, operation));
             let found = with.with(|cpu, below| cpu.access(below, page << 12, access, operation));

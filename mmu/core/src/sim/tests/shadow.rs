@@ -82,7 +82,7 @@ impl Hardware {
         };
         let operation = match kind {
             abi::Access::Read | abi::Access::Fetch => Operation::Load(GpteSize::B8),
-            abi::Access::Write => Operation::Store(GpteSize::B8, 0x77),
+            abi::Access::Write => Operation::Store { bytes: 8, value: 0x77 },
         };
         self.cpu.access(&mut below, gva, access, operation)
     }
