@@ -99,6 +99,14 @@ impl PteList {
         }
     }
 
+    /// Adds a spte to a list that is empty; `false`: it is not, and nothing was done.
+    #[inline]
+    pub fn add_only(&self, place: SptePlace) -> bool {
+        self.0
+            .compare_exchange(0, one(place), Ordering::SeqCst, Ordering::Relaxed)
+            .is_ok()
+    }
+
     /// Removes a spte that is in it.
     #[inline]
     pub fn remove(&self, entries: &PteEntries, place: SptePlace) -> Left {

@@ -58,6 +58,18 @@ impl SlotData {
         }
     }
 
+    /// Adds an spte that maps `gfn` with a page of `size`, if there is no other; `false`: there is, and nothing was done.
+    #[inline]
+    pub fn add_only(&self, gfn: Gfn, size: PageLevel, place: SptePlace) -> bool {
+        let level = self.level(size);
+        let at = level.at(gfn);
+        let added = level.heads[at].add_only(place);
+        if added {
+            level.mark(at);
+        }
+        added
+    }
+
     /// Removes an spte that was added.
     #[inline]
     pub fn remove(&self, entries: &PteEntries, gfn: Gfn, size: PageLevel, place: SptePlace) {

@@ -116,6 +116,9 @@ pub struct Table {
     epoch: AtomicU64,
 }
 
+/// The `valid_gen` of a table that was cut off: that of no MMU.
+const RETIRED: u64 = u64::MAX;
+
 /// One leaf in [`Table::counts`].
 const LEAF: u32 = 1 << 16;
 
@@ -421,6 +424,7 @@ impl<W: TableWords> Tables<W> {
             "a table goes back empty and without a hardware table"
         );
         table.epoch.store(epoch.raw(), Ordering::Relaxed);
+        table.valid_gen.store(RETIRED, Ordering::Relaxed);
         table.next.set(None);
         let mut unused = self.unused.lock(held);
         match unused.retired.tail.replace(id) {
@@ -504,6 +508,19 @@ impl<W: TableWords> Tables<W> {
             .compare_exchange(old.raw(), new.raw(), Ordering::AcqRel, Ordering::Acquire)
             .map(|_| self.get(place.table).count(self.format, old, new))
             .map_err(Spte::from_raw)
+    }
+
+    /// Puts a leaf at an empty place; `false`: it is empty no more.
+    #[inline(always)]
+    pub fn fill(&self, place: SptePlace, leaf: Spte) -> bool {
+        let filled = self
+            .word(place)
+            .compare_exchange(0, leaf.raw(), Ordering::AcqRel, Ordering::Relaxed)
+            .is_ok();
+        if filled {
+            self.get(place.table).counts.fetch_add(1 + LEAF, Ordering::Relaxed);
+        }
+        filled
     }
 
     /// The gfn that an spte of a direct table translates.

@@ -25,7 +25,7 @@ use crate::stage2::{Resource, Stage2, Stage2Error, TableLevel, TableNeeds, Unflu
 use crate::sync::atomic::Ordering;
 use crate::table::{SptePlace, TableId};
 use crate::trace::Event;
-use crate::vcpu::TableCache;
+use crate::vcpu::{TableCache, Vcpu};
 use crate::zap::Zap;
 use umbra_mmu_abi::{Gfn, PageLevel};
 
@@ -52,23 +52,39 @@ pub(crate) enum Blocked {
 }
 
 impl<S: Stage2> Mmu<S> {
-    /// Puts the leaf in place. The caller has seen that nothing was invalidated since it was planned.
+    /// Makes the tables that are missing, and puts the leaf in place.
+    ///
+    /// # Errors
+    /// As [`Mmu::install`].
+    #[cold]
+    #[inline(never)]
+    pub(super) fn install_below(
+        &self,
+        held: &mut Held<InMmu>,
+        vcpu: &mut Vcpu,
+        plan: &MapPlan<'_>,
+    ) -> Result<Installed, Stage2Error> {
+        match self.extend(held, &mut vcpu.cache, plan.at, plan.level()) {
+            Ok((place, old)) => self.install(held, &mut vcpu.reserve, plan, place, old),
+            Err(blocked) => Ok(Installed::Blocked(blocked)),
+        }
+    }
+
+    /// Puts the leaf in place, where `old` was when the caller looked. The caller has seen, under mmu_lock, that nothing was
+    /// invalidated since the leaf was planned, and that the place is in the current tree.
     ///
     /// # Errors
     /// The hardware's: the leaf is nowhere, but tables may be.
     // REQ: PF-1, LK-2
-    #[inline]
+    #[inline(always)]
     pub(super) fn install(
         &self,
         held: &mut Held<InMmu>,
-        cache: &mut TableCache,
         reserve: &mut PteReserve,
         plan: &MapPlan<'_>,
+        place: SptePlace,
+        old: Spte,
     ) -> Result<Installed, Stage2Error> {
-        let (place, old) = match self.extend(held, cache, plan.at, plan.level()) {
-            Ok(found) => found,
-            Err(blocked) => return Ok(Installed::Blocked(blocked)),
-        };
         if !old.is_empty()
             && let Some(installed) = self.install_over(held, plan, place, old)?
         {

@@ -5,6 +5,7 @@ mod classify;
 mod fast;
 mod install;
 mod plan;
+mod usual;
 
 pub use classify::{Class, Walk};
 pub(crate) use install::{Blocked, Installed};
@@ -173,9 +174,14 @@ impl<S: Stage2> Mmu<S> {
         if let Some(mmio) = self.remembered_mmio(vcpu, fault) {
             return Ok(self.emulate(mmio));
         }
-        self.handle(vcpu, fault)
+        match self.usual(vcpu, fault) {
+            Ok(None) => self.handle(vcpu, fault),
+            Ok(Some(outcome)) => Ok(outcome),
+            Err(error) => Err(error),
+        }
     }
 
+    #[cold]
     #[inline(never)]
     fn handle(&self, vcpu: &mut Vcpu, fault: &Fault) -> Result<Outcome, FaultError> {
         for _ in 0..ATTEMPTS {
@@ -231,11 +237,11 @@ impl<S: Stage2> Mmu<S> {
                 return Ok(fixed);
             }
         }
-        drop(walking);
         // (c), (d) In EPT mode the guest's own tables are the hardware's business.
         // (e) The frame.
         let Some(slot) = slots.lookup(gfn) else {
             // (f) None: MMIO.
+            drop(walking);
             return self.cache_mmio(slots, held, vcpu, fault, &walk, Seen { seq, stamp });
         };
         let plan = match find_frame(slot, gfn, fault.code.access()) {
@@ -252,25 +258,31 @@ impl<S: Stage2> Mmu<S> {
         };
         // (g) Tables, and the leaf. What it takes is drawn before mmu_lock is.
         self.top_up_entries(&mut vcpu.reserve)?;
-        if walk.level > plan.level() && !self.ready(slots, held, vcpu, &plan, &walk)? {
-            return Ok(Some(self.resume()));
-        }
-        let mut guard = self.lock.read(held);
-        // REQ: PF-3
-        if self.invalidate.must_retry(seq, plan.at) {
-            return Ok(None);
-        }
-        let installed = self.install(guard.held(), &mut vcpu.cache, &mut vcpu.reserve, &plan);
-        drop(guard);
+        let installed = if walk.level == plan.level() {
+            let mut guard = self.lock.read(held);
+            // REQ: PF-3. Nor has the table left the tree: it would be obsolete, and while the walk lasts it is no other.
+            if self.invalidate.must_retry(seq, gfn) || self.is_obsolete(walk.place.table) {
+                return Ok(None);
+            }
+            let installed = self.install(guard.held(), &mut vcpu.reserve, &plan, walk.place, walk.spte);
+            drop(walking);
+            installed
+        } else {
+            drop(walking);
+            if !self.ready(slots, held, vcpu, &plan, &walk)? {
+                return Ok(Some(self.resume()));
+            }
+            let mut guard = self.lock.read(held);
+            if self.invalidate.must_retry(seq, gfn) {
+                return Ok(None);
+            }
+            self.install_below(guard.held(), vcpu, &plan)
+        };
         match installed {
             Ok(Installed::Done) => Ok(Some(self.resume())),
             Ok(Installed::Overtaken) => Ok(None),
             Ok(Installed::Blocked(blocked)) => self.unblock(slots, held, vcpu, &plan, blocked),
-            Err(error) => {
-                // Tables go with their last leaf; nobody else would free those that were made for this one.
-                self.zap(slots, held, |zap| zap.unused(plan.at));
-                Err(error.into())
-            }
+            Err(error) => self.refused(slots, held, plan.at, error),
         }
     }
 
@@ -284,7 +296,7 @@ impl<S: Stage2> Mmu<S> {
         plan: &MapPlan<'_>,
         walk: &Walk,
     ) -> Result<bool, FaultError> {
-        let missing = walk.level as usize - plan.level() as usize;
+        let missing = (walk.level as usize).saturating_sub(plan.level() as usize);
         Ok(self.top_up(slots, held, &mut vcpu.cache, plan.at, plan.level(), missing)?)
     }
 

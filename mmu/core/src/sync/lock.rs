@@ -69,7 +69,7 @@ mod imp {
 
         /// Waits until no writer is inside or announced, and enters as a reader. A thread that is a reader already must
         /// not come again: it would wait for a writer that waits for it.
-        #[inline]
+        #[inline(always)]
         pub fn read(&self) -> ReadGuard<'_, T> {
             if self.writers.load(Ordering::Relaxed) == 0
                 && let Some(guard) = self.lock.try_read()
