@@ -12,8 +12,12 @@ use umbra_mmu_core::{Limits, Mmu};
 #[global_allocator]
 static ALLOCATOR: &StatsAlloc<System> = &INSTRUMENTED_SYSTEM;
 
+fn main() {
+    a_slot_allocates_its_reverse_map_only();
+    println!("test a_slot_allocates_its_reverse_map_only ... ok");
+}
+
 // REQ: MEM-4
-#[test]
 fn a_slot_allocates_its_reverse_map_only() {
     let shapes = vec![BackingShape {
         small_head: 1,
