@@ -116,6 +116,8 @@ use crate::sync::{Edit, Mutex, MutexGuard, Published, ReadGuard, Reading, RwLock
 use core::marker::PhantomData;
 use core::ops::{Deref, DerefMut};
 
+pub mod names;
+
 mod sealed {
     pub trait Sealed {}
 }
