@@ -327,7 +327,13 @@ fn canonical(gva: u64, mode: PagingMode) -> bool {
 fn frame_at(memory: &SimMemory, host: u64) -> Frame {
     use super::memory::HostFrame;
     match memory.at(host >> 12) {
-        HostFrame::Ram(frame) => frame,
+        HostFrame::Ram(frame) => {
+            assert!(
+                !memory.is_withdrawn(frame),
+                "the guest reaches {frame:?}, which the host has withdrawn"
+            );
+            frame
+        }
         other @ (HostFrame::Table(_) | HostFrame::Nothing) => {
             panic!("the guest reaches {other:?} at host address {host:#x}")
         }

@@ -131,7 +131,10 @@ impl ThroughEpt<'_> {
     fn frame(&mut self, address: u64, access: Access) -> Result<Frame, Violation> {
         let gpa = Gpa::new(address);
         let page = self.caches.translate(self.ept, gpa, access)?;
-        Ok(page.frame_at(gpa.gfn()))
+        let frame = page.frame_at(gpa.gfn());
+        let withdrawn = self.ept.memory().is_withdrawn(frame);
+        assert!(!withdrawn, "a walk reaches {frame:?}, which the host has withdrawn");
+        Ok(frame)
     }
 }
 

@@ -273,6 +273,11 @@ impl SimMemory {
         self.existing(frame).attached.fetch_or(WITHDRAWN, Ordering::Relaxed);
     }
 
+    /// Whether the host has taken a frame away.
+    pub fn is_withdrawn(&self, frame: Frame) -> bool {
+        self.existing(frame).attached.load(Ordering::Relaxed) >= WITHDRAWN
+    }
+
     /// The host gives a frame back.
     pub fn restore(&self, frame: Frame) {
         self.existing(frame).attached.fetch_and(!WITHDRAWN, Ordering::Relaxed);

@@ -67,6 +67,9 @@ pub struct SimStage2 {
     /// Cut off and not flushed: kept with their content, because a processor may still walk them.
     limbo_tables: Vec<TableHandle>,
     limbo_frames: Vec<(Frame, PageLevel)>,
+    /// First pages of 2M frames that were split, and of those that were made of small ones: others are as their backing's
+    /// shape says.
+    resized: BTreeMap<Frame, PageLevel>,
     unflushed: u32,
     epoch: u64,
     /// Of the processor that [`SimStage2::read`] and [`SimStage2::write`] are the accesses of.
@@ -99,6 +102,7 @@ impl SimStage2 {
             free_tables: tables,
             limbo_tables: Vec::new(),
             limbo_frames: Vec::new(),
+            resized: BTreeMap::new(),
             unflushed: 0,
             epoch: 0,
             caches: EptCaches::default(),
@@ -145,6 +149,70 @@ impl SimStage2 {
             }
             self.epoch += 1;
         }
+    }
+
+    /// The owner of `pages` frames from `first` revokes them: every mapping of them goes, flushed, behind the MMU's back,
+    /// and whoever reaches them from now on breaks isolation. [`SimMemory::restore`] gives them back.
+    pub fn revoke_frames(&mut self, first: Frame, pages: u32) {
+        let range = first.page()..first.page() + pages;
+        let mut gone = Vec::new();
+        for container in self.containers.values_mut() {
+            container.mapped.retain(|frame, (at, level)| {
+                let hit = frame.backing() == first.backing() && overlaps(&range, frame.page(), *level);
+                if hit {
+                    gone.push((*at, *frame, *level));
+                }
+                !hit
+            });
+        }
+        for (at, frame, level) in gone {
+            self.cut_leaf(at, frame, level);
+        }
+        self.epoch += 1;
+        for frame in range.filter_map(|page| Frame::new(first.backing(), page)) {
+            self.memory.withdraw(frame);
+        }
+    }
+
+    /// The size of the frame that holds a page.
+    fn size_of(&self, frame: Frame) -> PageLevel {
+        let shape = self.memory.shape(frame.backing()).expect("an attached backing");
+        let chunk = chunk_of(shape, frame);
+        let resized = chunk.and_then(|chunk| self.resized.get(&chunk));
+        resized.copied().unwrap_or(shape.frame_of(frame.page()).1)
+    }
+
+    /// The 512 pages from `first` are of frames of another size from now on; their content stays.
+    ///
+    /// # Errors
+    /// They are not what they should be before.
+    ///
+    /// # Panics
+    /// One of them is still mapped, or may be in use by a processor.
+    pub fn resize(&mut self, first: Frame, to: PageLevel) -> Result<(), Stage2Error> {
+        if self.refuses() {
+            return Err(refused("resize, as it was told to"));
+        }
+        let shape = self.memory.shape(first.backing()).expect("a backing that there is");
+        let size = PageLevel::M2.frames() as u32;
+        let range = first.page()..first.page() + size;
+        if chunk_of(shape, first) != Some(first) || Some(range.end) > shape.pages() {
+            return Err(refused("resize of what is no 2M page"));
+        }
+        if self.size_of(first) == to {
+            return Err(refused("resize to the size that it has"));
+        }
+        let of_range =
+            |frame: &Frame, level| frame.backing() == first.backing() && overlaps(&range, frame.page(), level);
+        let mut mapped = self.containers.values().flat_map(|container| &container.mapped);
+        if let Some((frame, at)) = mapped.find(|(frame, (_, level))| of_range(frame, *level)) {
+            panic!("{frame:?} changes its size while it is mapped at {at:?}");
+        }
+        if let Some((frame, _)) = self.limbo_frames.iter().find(|(frame, level)| of_range(frame, *level)) {
+            panic!("{frame:?} changes its size before the flush that ends its use");
+        }
+        self.resized.insert(first, to);
+        Ok(())
     }
 
     /// Does `calls` more maps and links, and refuses the one after them.
@@ -229,6 +297,13 @@ fn index(gfn: Gfn, level: TableLevel) -> u16 {
     (gfn.raw() >> level.entry_shift() & 511) as u16
 }
 
+/// The first page of the 2M page that a frame is in, as 2M frames of its backing lie; none before the first of them.
+fn chunk_of(shape: &BackingShape, frame: Frame) -> Option<Frame> {
+    let size = PageLevel::M2.frames() as u32;
+    let into = frame.page().checked_sub(shape.small_head % size)?;
+    Frame::new(frame.backing(), frame.page() - into % size)
+}
+
 /// Whether a page of a leaf at `page` is in `range`.
 fn overlaps(range: &core::ops::Range<u32>, page: u32, level: PageLevel) -> bool {
     page < range.end && range.start < page + level.frames() as u32
@@ -264,6 +339,7 @@ impl Stage2 for SimStage2 {
                 .any(|(f, level)| f.backing() == backing.id && overlaps(&range, f.page(), *level)),
             "frames are used again before the flush that ends their old use"
         );
+        self.memory.attach(backing, npages, access);
         self.containers.insert(
             slot,
             Container {
@@ -278,6 +354,8 @@ impl Stage2 for SimStage2 {
 
     fn revoke_slot(&mut self, slot: SlotId) -> Unflushed {
         let container = self.containers.remove(&slot).expect("an attached slot");
+        self.memory
+            .detach(container.backing, container.npages, container.access);
         let removed = container.mapped.len() as u32;
         for (frame, (at, level)) in container.mapped {
             self.cut_leaf(at, frame, level);
@@ -351,9 +429,13 @@ impl Stage2 for SimStage2 {
         if leaf.frame.backing() != container.backing.id || !range.contains(&leaf.frame.page()) {
             return Err(refused("map of a foreign frame"));
         }
-        let shape = self.memory.shape(container.backing.id).expect("an attached backing");
-        if shape.frame_of(leaf.frame.page()).1 != leaf.level {
+        if self.size_of(leaf.frame) != leaf.level {
             return Err(refused("map of a frame of another size"));
+        }
+        let pages = leaf.frame.page()..leaf.frame.page() + leaf.level.frames() as u32;
+        let mut frames = pages.filter_map(|page| Frame::new(leaf.frame.backing(), page));
+        if frames.any(|frame| self.memory.attached(frame).is_none()) {
+            return Err(refused("map of a frame that was withdrawn"));
         }
         if container.mapped.contains_key(&leaf.frame) {
             return Err(refused("map of a mapped frame"));

@@ -5,4 +5,5 @@ mod cpu;
 mod machine;
 mod memory;
 mod shadow;
+mod stage2;
 mod walker;
