@@ -508,7 +508,7 @@ impl Generator {
         let backing = self.random.of(&[0, 0, 1, 1, 2]);
         let pages = SHAPES[backing as usize].pages().expect("the layout is small");
         let first = match (backing, self.random.below(2)) {
-            (1, 0) => self.random.of(&[0, 6, 6 + 512, 6 + 1024]),
+            (1, _) => 506 + self.random.of(&[0, 1, 6, 7, 6 + 512, 6 + 1024, 6 + 1026]),
             _ => self.random.below(pages.into()) as u32,
         };
         let npages = 1 + match self.random.below(4) {
@@ -539,11 +539,11 @@ impl Generator {
             32..44 => Step::Move { backing, first, npages },
             44..54 => Step::Split {
                 backing: 1,
-                first: 6 + self.random.below(1024) as u32,
+                first: 512 + self.random.below(1024) as u32,
             },
             54..64 => Step::Collapse {
                 backing: 1,
-                first: 6 + self.random.below(1024) as u32,
+                first: 512 + self.random.below(1024) as u32,
             },
             64..70 => Step::Limit {
                 tables: match self.random.below(3) {

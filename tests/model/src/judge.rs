@@ -94,6 +94,8 @@ pub struct Guest {
     /// Its processors.
     pub cpus: Vec<Cpu>,
     now: u64,
+    /// The right walks of the access that is judged.
+    walks: Vec<Walk>,
 }
 
 /// Words that an access changes.
@@ -149,6 +151,7 @@ impl Guest {
             memory: GuestMemory::new(),
             cpus: vec![cpu; vcpus as usize],
             now: 1,
+            walks: Vec::new(),
         }
     }
 
@@ -252,31 +255,19 @@ impl Guest {
             since: cpu.flushed.max(page_flushed),
         };
         let entry_bytes = cpu.regs.paging.entry_bytes();
-        let mut found = None;
-        let mut wrong = Vec::new();
-        let mut tables = [None; 8];
-        oracle::walks(&view, &cpu.regs, gva, access, &mut |walk| {
-            for (used, table) in walk.used().iter().zip(&mut tables) {
-                *table = self.memory.page_at(used.gpa >> 12);
-            }
-            if found.is_some() {
-                return;
-            }
-            match self.matches(walk, (gva, entry_bytes), op, seen, real) {
-                Ok(effect) => found = Some(effect),
-                Err(why) => wrong.push((*walk, why)),
-            }
+        let mut walks = std::mem::take(&mut self.walks);
+        walks.clear();
+        oracle::walks(&view, &self.cpus[vcpu as usize].regs, gva, access, &mut |walk| {
+            walks.push(*walk)
         });
-        for page in tables.into_iter().flatten() {
-            self.memory.mark_table(page);
-        }
-        let Some(effect) = found else {
-            let mut text = format!("{seen:x?} is not right:");
-            for (walk, why) in wrong {
-                text += &format!("\n  {:x?} by {:x?}: {why}", walk.end, walk.used());
+        for used in walks.iter().flat_map(|walk| walk.used()) {
+            if let Some(page) = self.memory.page_at(used.gpa >> 12) {
+                self.memory.mark_table(page);
             }
-            return Err(text);
-        };
+        }
+        let judged = self.explained(&walks, (gva, entry_bytes), op, seen, real);
+        self.walks = walks;
+        let effect = judged?;
         let (now, oldest) = (self.tick(), self.oldest());
         for (gpa, page, value) in effect.before.into_iter().chain(effect.words) {
             self.memory.write(page, gpa, value, now, oldest);
@@ -291,15 +282,60 @@ impl Guest {
         Ok(())
     }
 
-    /// Whether `walk` explains what was seen, and what it changes.
-    fn matches(
+    /// What the first walk changes that explains everything. The access may have been begun with another one, which set
+    /// its flags, and had to start again: an EPT violation, for one, makes the processor forget what it used.
+    fn explained(
         &self,
-        walk: &Walk,
+        walks: &[Walk],
         (gva, entry_bytes): (u64, u8),
         op: Op,
         seen: Seen,
         real: &mut dyn FnMut(Page, u64) -> u64,
-    ) -> Result<Effect, &'static str> {
+    ) -> Result<Effect, String> {
+        let mut others = Effect::default();
+        let begun = walks.iter().filter(|walk| matches!(walk.end, End::Page { .. }));
+        for walk in begun.filter(|_| walks.len() > 1) {
+            let _: Result<Flags, _> = self.flag(&mut others, walk, op, seen, entry_bytes);
+        }
+        // Where other walks lead nothing is written.
+        let leads = |walk: &Walk| match walk.end {
+            End::Page { gpa } => self.memory.page_at(gpa >> 12).map(|page| (page, gpa & !7)),
+            End::Fault { .. } | End::NoMemory { .. } => None,
+        };
+        let targets: Vec<(Page, u64)> = match walks.len() {
+            1 => Vec::new(),
+            _ => walks.iter().filter_map(leads).collect(),
+        };
+        let mut explain = |walk: &Walk| {
+            let mut effect = self.expected(walk, (gva, entry_bytes), op, seen)?;
+            for (gpa, page, value) in &others.words {
+                let flags = real(*page, *gpa) & value & !self.memory.word(*page, *gpa);
+                let at = effect.find(*page, *gpa);
+                if flags & !at.map_or(0, |at| effect.words[at].2) != 0 {
+                    effect.set(&self.memory, *gpa, *page, |word| word | flags);
+                    effect.written.push(gpa >> 12);
+                }
+            }
+            for (page, gpa) in &targets {
+                effect.set(&self.memory, *gpa, *page, |word| word);
+            }
+            let mut words = effect.words.iter();
+            let same = words.all(|(gpa, page, value)| real(*page, *gpa) == *value);
+            same.then_some(effect).ok_or("memory is different")
+        };
+        if let Some(effect) = walks.iter().find_map(|walk| explain(walk).ok()) {
+            return Ok(effect);
+        }
+        let mut text = format!("{seen:x?} is not right:");
+        for walk in walks {
+            let why = explain(walk).err().unwrap_or_default();
+            text += &format!("\n  {:x?} by {:x?}: {why}", walk.end, walk.used());
+        }
+        Err(text)
+    }
+
+    /// What `walk` changes, if it explains what was seen.
+    fn expected(&self, walk: &Walk, (gva, entry_bytes): (u64, u8), op: Op, seen: Seen) -> Result<Effect, &'static str> {
         let mut effect = Effect::default();
         // A table without memory: its entries are all ones, or the vmm learns that there is none.
         let blank = |gpa: u64| self.memory.slot_at(gpa >> 12).is_none();
@@ -344,11 +380,7 @@ impl Guest {
                 }
             }
         }
-        let same = effect
-            .words
-            .iter()
-            .all(|(gpa, page, value)| real(*page, *gpa) == *value);
-        same.then_some(effect).ok_or("memory is different")
+        Ok(effect)
     }
 
     fn is_mmio(&self, seen: Seen, gpa: u64, readonly_slot: bool) -> Result<(), &'static str> {
@@ -375,8 +407,8 @@ impl Guest {
         entry_bytes: u8,
     ) -> Result<Flags, &'static str> {
         const DIRTY: u64 = 0x40;
-        let last = walk.used().last().map(|used| used.gpa);
-        for (used, flagged) in walk.used().iter().zip(walk.flagged(op.kind())) {
+        let last = walk.used().len().wrapping_sub(1);
+        for (at, (used, flagged)) in walk.used().iter().zip(walk.flagged(op.kind())).enumerate() {
             let Some((_, slot)) = self.memory.slot_at(used.gpa >> 12) else {
                 continue;
             };
@@ -397,7 +429,7 @@ impl Guest {
                 if flagged.value != used.value && self.is_mmio(seen, used.gpa, true).is_ok() {
                     return Ok(Flags::Refused);
                 }
-                if !current && Some(used.gpa) == last && op.kind() == Kind::Write && used.value & DIRTY == 0 {
+                if !current && at == last && op.kind() == Kind::Write && used.value & DIRTY == 0 {
                     return Err("D is set before a write");
                 }
                 self.unchanged(effect, used.gpa);

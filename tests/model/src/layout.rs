@@ -22,7 +22,7 @@ pub const SHAPES: [BackingShape; 3] = [
         small_tail: 0,
     },
     BackingShape {
-        small_head: 6,
+        small_head: 512,
         large: 2,
         small_tail: 5,
     },
@@ -36,7 +36,7 @@ pub const SHAPES: [BackingShape; 3] = [
 /// First slots: id, base, pages, backing, first page, bits of the flags.
 pub const SLOTS: [(u16, u64, u32, u16, u32, u8); 4] = [
     (0, 0x000, 64, 0, 0, 0),
-    (1, 0x3fa, 6 + 1024 + 5, 1, 0, 0),
+    (1, 0x3fa, 6 + 1024 + 5, 1, 506, 0),
     (2, 0x100, 64, 0, 0, 0),
     (3, 0x180, 16, 2, 0, READONLY),
 ];

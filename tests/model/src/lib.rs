@@ -12,6 +12,8 @@
 //! | where does it start?                         | [`layout`]   |
 //! | to what does it happen?                      | [`world`]    |
 //! | how are many steps run?                      | [`run`]      |
+//! | which machines are tested?                   | [`machine`]  |
+//! | on which of them?                            | [`modes`]    |
 //! | which steps does a failure need?             | [`shrink`]   |
 #![forbid(unsafe_code)]
 

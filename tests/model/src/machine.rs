@@ -1,17 +1,30 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
 //! Which machine is under test? Simulated processors, their memory, and the MMU in one of its modes.
 
+pub mod ept;
 pub mod flat;
 
 use crate::judge::Op;
 use crate::memory::Page;
 use crate::oracle::{Controls, Kind, Paging, Registers, Who};
+use crate::script::{Engine, Header};
+use crate::world::{Failure, Machine, Slotted};
 use umbra_mmu_abi as abi;
-use umbra_mmu_abi::BackingId;
+use umbra_mmu_abi::{BackingId, Generation, SlotError};
+use umbra_mmu_core::change::ChangeError;
 use umbra_mmu_core::sim::cpu::{Cpu, Exit, Operation, Physical};
 use umbra_mmu_core::sim::memory::SimMemory;
 use umbra_mmu_core::sim::paging as sim;
 use umbra_mmu_core::stage2::{Frame, GpteSize};
+
+/// The machine that the header of a script names.
+pub fn machine(header: &Header) -> Box<dyn Machine> {
+    let Header::Machine { engine, .. } = header;
+    match engine {
+        Engine::Ept => Box::new(ept::EptMachine::new(header)),
+        Engine::Shadow => todo!(),
+    }
+}
 
 /// The values of cr0, cr4 and efer.
 pub fn control_registers(paging: Paging, controls: Controls) -> (u64, u64, u64) {
@@ -85,9 +98,22 @@ fn load<P: Physical>(cpu: &mut Cpu, below: &mut P, regs: &Registers) -> Result<(
     Ok(())
 }
 
+fn frame(page: Page) -> Frame {
+    Frame::new(BackingId(page.backing), page.page).expect("the layout is small")
+}
+
+/// What came of a change of a slot.
+fn slotted(changed: Result<Generation, ChangeError>) -> Result<Slotted, Failure> {
+    match changed {
+        Ok(_) => Ok(Slotted::Done),
+        Err(ChangeError::Refused(SlotError::NoSpace)) => Ok(Slotted::NoRoom),
+        Err(ChangeError::Refused(_)) => Ok(Slotted::Refused),
+        Err(error) => Err(Failure::new("slot", error.to_string())),
+    }
+}
+
 fn word(memory: &SimMemory, page: Page, gpa: u64) -> u64 {
-    let frame = Frame::new(BackingId(page.backing), page.page).expect("the layout is small");
-    memory.load(frame, (gpa & 4088) as u16, GpteSize::B8)
+    memory.load(frame(page), (gpa & 4088) as u16, GpteSize::B8)
 }
 
 fn take_written(memory: &SimMemory) -> Vec<Page> {

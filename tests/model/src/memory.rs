@@ -48,6 +48,23 @@ impl Slot {
     }
 }
 
+impl Slot {
+    /// Whether a 2M frame lies in it in part, or not as the guest's large pages lie: such slots may be refused.
+    pub fn cuts_large(&self) -> bool {
+        let Some(shape) = SHAPES.get(self.backing as usize) else {
+            return false;
+        };
+        let (head, large) = (shape.small_head as u64, shape.large as u64 * 512);
+        (0..self.npages).any(|at| {
+            let page = self.first + at;
+            let into = page.wrapping_sub(head) % 512;
+            let of_large = (head..head + large).contains(&page);
+            let whole = at >= into && at - into + 512 <= self.npages && (self.base + at - into).is_multiple_of(512);
+            of_large && !whole
+        })
+    }
+}
+
 /// A page of a backing.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct Page {

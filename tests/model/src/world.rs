@@ -52,11 +52,15 @@ pub trait Machine {
     /// # Errors
     /// The MMU cannot go on.
     fn invlpg(&mut self, vcpu: u8, gva: u64) -> Result<(), Failure>;
-    /// A slot is set, or deleted with `npages` 0; whether that was accepted.
+    /// A slot is set, or deleted with `npages` 0.
     ///
     /// # Errors
     /// The MMU cannot go on.
-    fn set_slot(&mut self, id: u16, slot: &Slot) -> Result<bool, Failure>;
+    fn set_slot(&mut self, id: u16, slot: &Slot) -> Result<Slotted, Failure>;
+    /// Whether this machine does not have what a step is about.
+    fn lacks(&self, _: &Step) -> bool {
+        false
+    }
     /// The pages in the dirty log of a slot, cleared with `Clear::All`; `None` where nothing is logged.
     ///
     /// # Errors
@@ -86,6 +90,56 @@ pub trait Machine {
     /// # Errors
     /// What does not hold.
     fn check(&mut self) -> Result<(), Failure>;
+}
+
+impl<M: Machine + ?Sized> Machine for Box<M> {
+    fn access(&mut self, vcpu: u8, gva: u64, who: Who, op: Op) -> Result<Seen, Failure> {
+        (**self).access(vcpu, gva, who, op)
+    }
+    fn load(&mut self, vcpu: u8, regs: &Registers) -> Result<(), Failure> {
+        (**self).load(vcpu, regs)
+    }
+    fn invlpg(&mut self, vcpu: u8, gva: u64) -> Result<(), Failure> {
+        (**self).invlpg(vcpu, gva)
+    }
+    fn set_slot(&mut self, id: u16, slot: &Slot) -> Result<Slotted, Failure> {
+        (**self).set_slot(id, slot)
+    }
+    fn lacks(&self, step: &Step) -> bool {
+        (**self).lacks(step)
+    }
+    fn log(&mut self, id: u16, clear: Clear) -> Result<Option<Vec<u64>>, Failure> {
+        (**self).log(id, clear)
+    }
+    fn device(&mut self, gpa: u64, value: u64) -> Result<(), Failure> {
+        (**self).device(gpa, value)
+    }
+    fn host(&mut self, step: &Step) -> Result<(), Failure> {
+        (**self).host(step)
+    }
+    fn take_written(&mut self) -> Vec<Page> {
+        (**self).take_written()
+    }
+    fn word(&mut self, page: Page, gpa: u64) -> u64 {
+        (**self).word(page, gpa)
+    }
+    fn audit(&mut self) -> Result<(), Failure> {
+        (**self).audit()
+    }
+    fn check(&mut self) -> Result<(), Failure> {
+        (**self).check()
+    }
+}
+
+/// What came of a change of a slot.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Slotted {
+    /// It is done.
+    Done,
+    /// It is wrong.
+    Refused,
+    /// The MMU has not enough tables for it, or the backing not enough pages.
+    NoRoom,
 }
 
 /// What is done with the log after it was read.
@@ -134,7 +188,7 @@ impl<M: Machine> World<M> {
                 flags,
                 since: 0,
             };
-            if !machine.set_slot(id, &slot)? {
+            if machine.set_slot(id, &slot)? != Slotted::Done {
                 return Err(Failure::new("slot", format!("the first slot {id} is refused")));
             }
             guest.set_slot(id, Some(slot));
@@ -164,6 +218,9 @@ impl<M: Machine> World<M> {
     /// What is wrong after it.
     pub fn step(&mut self, step: &Step) -> Result<(), Failure> {
         self.steps += 1;
+        if self.machine.lacks(step) {
+            return Ok(());
+        }
         match *step {
             Step::Read { vcpu, gva, who } => self.access(vcpu, gva, who, Op::Read)?,
             Step::Fetch { vcpu, gva, who } => self.access(vcpu, gva, who, Op::Fetch)?,
@@ -313,12 +370,17 @@ impl<M: Machine> World<M> {
             } else {
                 memory.accepts(id, slot)
             };
-        let accepted = self.machine.set_slot(id, slot)?;
-        if accepted != wanted {
-            let text = format!("slot {id} as {slot:x?} is right: {wanted}, and accepted: {accepted}");
+        let slotted = self.machine.set_slot(id, slot)?;
+        let right = match slotted {
+            Slotted::Done => wanted,
+            Slotted::Refused => !wanted || !delete && slot.cuts_large(),
+            Slotted::NoRoom => !delete,
+        };
+        if !right {
+            let text = format!("slot {id} as {slot:x?} is right: {wanted}, and came to {slotted:?}");
             return Err(Failure::new("slot", text));
         }
-        if accepted {
+        if slotted == Slotted::Done {
             self.guest.set_slot(id, (!delete).then_some(*slot));
         }
         Ok(())

@@ -7,7 +7,7 @@ use umbra_model::memory::{Page, Slot};
 use umbra_model::oracle::{Access, End, Kind, Paging, Registers, Who};
 use umbra_model::run::{Plan, failure_of};
 use umbra_model::script::{Engine, Header, Step};
-use umbra_model::world::{Clear, Failure, MAXPHYADDR, Machine};
+use umbra_model::world::{Clear, Failure, MAXPHYADDR, Machine, Slotted};
 
 /// What is wrong with a machine.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -148,7 +148,7 @@ impl Machine for Plain {
         Ok(())
     }
 
-    fn set_slot(&mut self, id: u16, slot: &Slot) -> Result<bool, Failure> {
+    fn set_slot(&mut self, id: u16, slot: &Slot) -> Result<Slotted, Failure> {
         let accepted = match slot.npages {
             0 => self.guest.memory.slot(id).is_some(),
             _ => self.guest.memory.accepts(id, slot),
@@ -157,7 +157,7 @@ impl Machine for Plain {
             self.guest.set_slot(id, (slot.npages > 0).then_some(*slot));
             self.tlb.clear();
         }
-        Ok(accepted)
+        Ok(if accepted { Slotted::Done } else { Slotted::Refused })
     }
 
     fn log(&mut self, id: u16, clear: Clear) -> Result<Option<Vec<u64>>, Failure> {

@@ -9,7 +9,7 @@ use crate::layout::{LOG_DIRTY, SHAPES};
 use crate::memory::{GuestMemory, Page, Slot};
 use crate::oracle::{Registers, Who};
 use crate::script::Step;
-use crate::world::{Clear, Failure, MAXPHYADDR, Machine};
+use crate::world::{Clear, Failure, MAXPHYADDR, Machine, Slotted};
 use std::sync::Arc;
 use umbra_mmu_abi::{Access, BackingId};
 use umbra_mmu_core::sim::cpu::{Cpu, Exit, HostPage, Physical};
@@ -148,7 +148,7 @@ impl Machine for Flat {
         Ok(())
     }
 
-    fn set_slot(&mut self, id: u16, slot: &Slot) -> Result<bool, Failure> {
+    fn set_slot(&mut self, id: u16, slot: &Slot) -> Result<Slotted, Failure> {
         let table = &mut self.slots.table;
         let accepted = match slot.npages {
             0 => table.slot(id).is_some(),
@@ -158,7 +158,7 @@ impl Machine for Flat {
             table.set_slot(id, (slot.npages > 0).then_some(*slot));
             self.slots.changes += 1;
         }
-        Ok(accepted)
+        Ok(if accepted { Slotted::Done } else { Slotted::Refused })
     }
 
     fn log(&mut self, id: u16, clear: Clear) -> Result<Option<Vec<u64>>, Failure> {
