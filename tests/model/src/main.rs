@@ -52,7 +52,8 @@ fn run(options: &[&str]) -> Result<(), String> {
     let mode = option(options, "--mode").ok_or(USAGE)?;
     let steps = number(option(options, "--steps").unwrap_or("200000"))?;
     let seed = number(option(options, "--seed").unwrap_or("1"))?;
-    let save = option(options, "--save").unwrap_or("failure.txt").to_string();
+    let default = std::env::temp_dir().join("umbra-model-failure.txt");
+    let save = option(options, "--save").map_or_else(|| default.display().to_string(), str::to_string);
     let modes: Vec<Mode> = match mode {
         "all" => Mode::ALL.to_vec(),
         name => vec![Mode::named(name).ok_or_else(|| unknown_mode(name))?],
