@@ -115,6 +115,18 @@ mod tests {
     use super::*;
     use std::thread;
 
+    // REQ: DT-1: clear-range leaves alone what it was not asked for.
+    #[test]
+    fn only_the_marks_that_are_named_are_taken() {
+        let log = DirtyLog::new(Gfn::new(0), 128).unwrap();
+        for page in [0, 1, 63, 64] {
+            log.mark(Gfn::new(page));
+        }
+        assert_eq!(log.take(0, 0b101 | 1 << 63), 1 | 1 << 63);
+        assert_eq!((log.get(0), log.get(1)), (0b10, 1));
+        assert_eq!((log.take(0, u64::MAX), log.take(0, u64::MAX)), (0b10, 0));
+    }
+
     // REQ: DT-1, DT-3: four threads mark, one takes. Every mark is taken once, or is still there.
     #[test]
     fn no_mark_is_lost_and_none_is_taken_twice() {

@@ -18,11 +18,7 @@ pub fn make(root: &Path, copy: &Path, list: &List) -> Result<()> {
     let roots: BTreeSet<PathBuf> = mutated.keys().map(|file| crate_root(file)).collect::<Result<_>>()?;
     let (mut kept, mut unfit) = (BTreeSet::new(), Vec::new());
     for folder in &list.copied {
-        ensure!(
-            root.join(folder).join("Cargo.toml").is_file(),
-            "`copied`: {folder} is no package"
-        );
-        for file in files(&root.join(folder))? {
+        for file in files(&root.join(folder)).context("`copied`")? {
             let relative = file.strip_prefix(root).unwrap_or(&file).to_owned();
             let mut content = std::fs::read(&file).with_context(|| format!("reading {}", file.display()))?;
             let mutations = relative.to_str().and_then(|name| mutated.remove(name));
@@ -44,6 +40,8 @@ pub fn make(root: &Path, copy: &Path, list: &List) -> Result<()> {
         }
         remove_others(&copy.join(folder), &kept)?;
     }
+    let is_package = |folder: &&String| root.join(folder).join("Cargo.toml").is_file();
+    let packages: Vec<String> = list.copied.iter().filter(is_package).cloned().collect();
     for (file, mutations) in &mutated {
         unfit.push(format!(
             "mutation {:?} does not apply: there is no file {file}",
@@ -52,7 +50,7 @@ pub fn make(root: &Path, copy: &Path, list: &List) -> Result<()> {
     }
     ensure!(unfit.is_empty(), "{}", unfit.join("\n"));
     let manifest = std::fs::read_to_string(root.join("Cargo.toml")).context("reading Cargo.toml")?;
-    write_if_changed(&copy.join("Cargo.toml"), workspace(&manifest, &list.copied)?.as_bytes())?;
+    write_if_changed(&copy.join("Cargo.toml"), workspace(&manifest, &packages)?.as_bytes())?;
     // Cargo takes out what the smaller workspace does not have, hence only a new one is copied.
     let lock = std::fs::read(root.join("Cargo.lock")).context("reading Cargo.lock")?;
     if write_if_changed(&copy.join("Cargo.lock.original"), &lock)? || !copy.join("Cargo.lock").exists() {
@@ -105,8 +103,11 @@ fn workspace(manifest: &str, members: &[String]) -> Result<String> {
     toml::to_string(&manifest).context("Cargo.toml")
 }
 
-/// All files below `folder`, without what was built.
+/// All files below `folder`, without what was built; a file is its own folder.
 fn files(folder: &Path) -> Result<Vec<PathBuf>> {
+    if folder.is_file() {
+        return Ok(vec![folder.to_owned()]);
+    }
     let mut found = Vec::new();
     for entry in std::fs::read_dir(folder).with_context(|| format!("reading {}", folder.display()))? {
         let path = entry.with_context(|| format!("reading {}", folder.display()))?.path();

@@ -13,7 +13,7 @@ pub const FILE: &str = "tests/mutations/mutations.toml";
 #[derive(Clone, Debug, Deserialize)]
 #[serde(deny_unknown_fields, rename_all = "kebab-case")]
 pub struct List {
-    /// Folders of packages that are copied: those with mutations, and all that their tests need.
+    /// Packages that are copied, those with mutations and all that their tests need; and other files or folders.
     pub copied: Vec<String>,
     /// The bugs.
     pub mutation: Vec<Mutation>,

@@ -5,6 +5,8 @@ mod classify;
 mod fast;
 mod install;
 mod plan;
+#[cfg(test)]
+mod tests;
 mod usual;
 
 pub use classify::{Class, Walk};
