@@ -12,7 +12,7 @@ use umbra_mmu_abi as abi;
 /// A page of what the tables' addresses mean in the host.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct HostPage {
-    /// The host address of its first byte.
+    /// The host address of its first byte: the numbers of a large frame's pages are in a row, but need not be aligned.
     pub host: u64,
     /// log2 of its bytes.
     pub shift: u32,
@@ -229,7 +229,7 @@ impl Cpu {
         let mode = self.paging.mode();
         if mode == PagingMode::None {
             let page = below.host(gva, access.kind).map_err(Exit::Refused)?;
-            return Ok(page.host | gva & ((1 << page.shift) - 1));
+            return Ok(page.host + (gva & ((1 << page.shift) - 1)));
         }
         if !canonical(gva, mode) {
             return Err(Exit::GeneralProtection);
@@ -282,7 +282,7 @@ impl Cpu {
         if write && !(cached.dirty && cached.writable_below) {
             return Ok(None);
         }
-        let host = cached.host | gva & ((1 << cached.shift) - 1);
+        let host = cached.host + (gva & ((1 << cached.shift) - 1));
         let used = Translation {
             address: host,
             shift: cached.page_shift,
@@ -295,14 +295,14 @@ impl Cpu {
     }
 
     fn fill(&mut self, gva: u64, translation: &Translation, page: &HostPage) -> u64 {
-        let host = page.host | translation.address & ((1 << page.shift) - 1);
+        let host = page.host + (translation.address & ((1 << page.shift) - 1));
         // The TLB has no parts of 4M.
         let shift = match translation.shift.min(page.shift) {
             22 => 21,
             shift => shift,
         };
         let cached = Cached {
-            host: host >> shift << shift,
+            host: host - (gva & ((1 << shift) - 1)),
             shift,
             page_shift: translation.shift,
             allowed: translation.allowed,

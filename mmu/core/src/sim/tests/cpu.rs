@@ -325,6 +325,46 @@ fn the_ept_is_used_as_it_was_until_a_flush() {
     assert_eq!(guest.read(0x10000), Err(Exit::Refused(violation)));
 }
 
+#[test]
+fn a_large_frame_of_the_ept_begins_anywhere_in_its_backing() {
+    let shape = BackingShape {
+        small_head: 6,
+        large: 1,
+        small_tail: 0,
+    };
+    let mut ept = SimStage2::new(vec![shape], 2);
+    let backing = Backing {
+        id: BackingId(0),
+        first_page: 0,
+    };
+    ept.attach_slot(SLOT, backing, 518, GuestAccess::All).unwrap();
+    ept.link(Gfn::new(0), TableLevel::Pdpt).unwrap();
+    ept.link(Gfn::new(0), TableLevel::Pd).unwrap();
+    ept.map(SLOT, Gfn::new(0), &leaf(6, PageLevel::M2, Writable::Now))
+        .unwrap();
+    let mut guest = Guest {
+        ept,
+        caches: EptCaches::default(),
+        cpu: Cpu::new(Model::default(), None),
+    };
+    assert_eq!(guest.access(0x5008, abi::Access::Write), Ok(0x77));
+    assert_eq!(guest.get(0xb008), 0x77);
+    // The same through tables with a page of 2M, and with one of 4K: page directory 0x2000, in frame 6 + 2.
+    guest.put(0x8000, GpteSize::B4, ALL | PS);
+    guest.put(0x8004, GpteSize::B4, 0x3000 | ALL);
+    guest.put(0x9000, GpteSize::B4, 0x5000 | ALL);
+    guest.cpu.enter(Registers {
+        cr0: CR0_PG,
+        cr3: 0x2000,
+        cr4: CR4_PSE,
+        ..Registers::default()
+    });
+    for _ in 0..2 {
+        assert_eq!(guest.read(0x5008), Ok(0x77));
+        assert_eq!(guest.read(0x40_0008), Ok(0x77));
+    }
+}
+
 // REQ: MEM-7
 #[test]
 #[should_panic(expected = "before the flush that ends their old use")]
