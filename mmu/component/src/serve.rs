@@ -37,6 +37,11 @@ pub fn answer<S: Stage2>(mmu: &Mmu<S>, vcpu: &mut Vcpu, message: &Message) -> Re
         Request::Fault { gpa, access } => match mmu.fault(vcpu, &Fault::violation(gpa, access)) {
             Ok(Outcome::Resume) => Reply::Fault(FaultOutcome::Resume),
             Ok(Outcome::Emulate(mmio)) => Reply::Fault(FaultOutcome::Emulate(mmio)),
+            // Nobody has asked for the frame: the system's owners of memory do not, yet.
+            Ok(Outcome::Host(fault)) => {
+                log::error!("{access:?} at {gpa}: {fault:?}");
+                Reply::Failed
+            }
             Ok(outcome @ (Outcome::EmulateTableWrite { .. } | Outcome::Reflect(_))) => {
                 panic!("{outcome:?} at {gpa}: in EPT mode the guest's tables are its own business")
             }

@@ -3,6 +3,7 @@
 
 use crate::Mmu;
 use crate::generation::Bumped;
+use crate::invalidate::Busy;
 use crate::locks::{Held, InSlots};
 use crate::slots::{Slot, SlotState};
 use crate::stage2::{Stage2, Stage2Error};
@@ -63,9 +64,9 @@ impl<S: Stage2> Mmu<S> {
         let old = self.slots.read(held).get(id).cloned();
         if npages == 0 {
             let old = old.ok_or(SlotError::NoEntry)?;
-            return Ok(self.delete(held, &old));
+            return self.delete(held, &old);
         }
-        let new = Slot::check(id, base, npages, backing, flags, &self.backings)?;
+        let new = Slot::check(id, base, npages, backing, flags, &self.host)?;
         {
             let published = self.slots.read(held);
             if published.overlaps(&new) {
@@ -79,6 +80,7 @@ impl<S: Stage2> Mmu<S> {
             None => self.create(held, new),
             Some(old) if (old.npages, old.backing) != (npages, backing) => Err(SlotError::Invalid.into()),
             Some(old) if (old.base, old.flags) == (base, flags) => Ok(self.generation()),
+            Some(old) if old.base == base && old.flags ^ flags == SlotFlags::LOG_DIRTY => self.relog(held, &old, flags),
             Some(old) => self.replace(held, &old, new),
         }
     }
@@ -86,8 +88,17 @@ impl<S: Stage2> Mmu<S> {
     fn create(&self, held: &mut Held<InSlots>, new: Slot) -> Result<Generation, ChangeError> {
         self.attach(held, &new)?;
         self.generation.begin();
-        self.publish(held, new.id, Some(new));
-        Ok(self.finish(held))
+        let id = new.id;
+        match self.publish_first(held, id, Some(new)) {
+            Ok(()) => Ok(self.finish(held)),
+            Err(Busy) => {
+                self.generation.abandon();
+                let mut stage2 = self.effects.lock(held);
+                let removed = stage2.revoke_slot(id);
+                stage2.flush(removed);
+                Err(SlotError::Busy.into())
+            }
+        }
     }
 
     fn attach(&self, held: &mut Held<InSlots>, new: &Slot) -> Result<(), Stage2Error> {
@@ -95,13 +106,38 @@ impl<S: Stage2> Mmu<S> {
         stage2.attach_slot(new.id, new.backing, new.npages, new.access())
     }
 
-    /// Moves a slot or changes its flags: its mappings go while nobody can make new ones.
+    /// Starts or stops the dirty log. Mappings stay.
+    // REQ: DT-1, LP-4
+    fn relog(&self, held: &mut Held<InSlots>, old: &Slot, flags: SlotFlags) -> Result<Generation, ChangeError> {
+        let new = Slot { flags, ..old.clone() };
+        let logs = flags.contains(SlotFlags::LOG_DIRTY);
+        if logs {
+            old.data.dirty.clear();
+        }
+        self.generation.begin();
+        if self.publish_first(held, old.id, Some(new.clone())).is_err() {
+            self.generation.abandon();
+            return Err(SlotError::Busy.into());
+        }
+        match logs {
+            true => self.start_log(held, &new),
+            false => self.stop_log(held, &new),
+        }
+        Ok(self.finish(held))
+    }
+
+    /// Moves a slot or changes its flags: its mappings go while nobody can make new ones. What was written stays in the
+    /// log.
     fn replace(&self, held: &mut Held<InSlots>, old: &Slot, new: Slot) -> Result<Generation, ChangeError> {
         self.generation.begin();
-        self.retire(held, old);
+        self.retire(held, old)?;
         match self.attach(held, &new) {
             Ok(()) => {
+                let log = new.data.clone();
                 self.publish(held, new.id, Some(new));
+                // Nobody marks the old log any more.
+                // REQ: DT-1
+                log.dirty.mark_all_of(&old.data.dirty);
                 Ok(self.finish(held))
             }
             Err(error) => {
@@ -113,36 +149,61 @@ impl<S: Stage2> Mmu<S> {
         }
     }
 
-    fn delete(&self, held: &mut Held<InSlots>, old: &Slot) -> Generation {
+    fn delete(&self, held: &mut Held<InSlots>, old: &Slot) -> Result<Generation, ChangeError> {
         self.generation.begin();
-        self.retire(held, old);
+        self.retire(held, old)?;
         self.publish(held, old.id, None);
-        self.finish(held)
+        Ok(self.finish(held))
     }
 
-    /// Publishes the table with `id` replaced, and waits for the readers of the one before.
+    /// Publishes the first table of a change.
+    ///
+    /// # Errors
+    /// The owner of frames is between start and end of a change of them, which uses one table; nothing has changed.
+    // REQ: HOST-1
+    fn publish_first(&self, held: &mut Held<InSlots>, id: SlotId, new: Option<Slot>) -> Result<(), Busy> {
+        let unsynchronized = {
+            let mut arch = self.slots_arch_lock.lock(held);
+            let mut edit = self.slots.edit(arch.held());
+            let (published, copy) = edit.split();
+            copy.copy_with(published, id, new);
+            self.invalidate.publish(|| edit.publish())?
+        };
+        self.slots.synchronize(unsynchronized, held);
+        Ok(())
+    }
+
+    /// Publishes the second table of a change, and waits for the readers of the one before.
+    // REQ: HOST-1
     pub(crate) fn publish(&self, held: &mut Held<InSlots>, id: SlotId, new: Option<Slot>) {
         let unsynchronized = {
             let mut arch = self.slots_arch_lock.lock(held);
             let mut edit = self.slots.edit(arch.held());
             let (published, copy) = edit.split();
             copy.copy_with(published, id, new);
-            edit.publish()
+            self.invalidate.publish_after_pairs(|| edit.publish())
         };
         self.slots.synchronize(unsynchronized, held);
     }
 
     /// From here on no mapping of the slot exists, and none can come.
+    ///
+    /// # Errors
+    /// The owner of frames is changing them; the change of the slot is abandoned.
     // REQ: MEM-6, MEM-7
-    fn retire(&self, held: &mut Held<InSlots>, old: &Slot) {
+    fn retire(&self, held: &mut Held<InSlots>, old: &Slot) -> Result<(), ChangeError> {
         let dying = Slot {
             state: SlotState::Invalid,
             ..old.clone()
         };
-        self.publish(held, old.id, Some(dying));
+        if self.publish_first(held, old.id, Some(dying)).is_err() {
+            self.generation.abandon();
+            return Err(SlotError::Busy.into());
+        }
         let mut section = self.slots.read(held);
         let (slots, held) = section.split();
         self.zap(slots, held, |zap| zap.slot(old));
+        Ok(())
     }
 
     /// Ends the change: the generation moves, and a wrap zaps what looks fresh and is not.

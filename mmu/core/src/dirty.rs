@@ -97,6 +97,18 @@ impl DirtyLog {
         }
     }
 
+    /// Marks what is marked in the log of a slot of the same length, page by page.
+    pub fn mark_all_of(&self, other: &Self) {
+        for (word, other) in self.words.iter().zip(&other.words) {
+            match other.load(Ordering::Acquire) {
+                0 => {}
+                marks => {
+                    word.fetch_or(marks, Ordering::AcqRel);
+                }
+            }
+        }
+    }
+
     /// Forgets everything, when logging starts.
     pub fn clear(&self) {
         for word in &self.words {

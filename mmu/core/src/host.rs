@@ -9,7 +9,7 @@ use crate::slot_data::filled;
 use crate::stage2::{BackingShape, Frame, GuestAccess, Resource};
 use crate::sync::atomic::{AtomicU32, AtomicU64, Ordering};
 use alloc::vec::Vec;
-use umbra_mmu_abi::{BackingId, PageLevel};
+use umbra_mmu_abi::{Backing, BackingId, Gfn, PageLevel};
 
 /// What kind of memory a backing is.
 // REQ: MEM-3
@@ -125,6 +125,9 @@ pub enum HostView {
     /// A frame of 4K that was split off a large one for the dirty log: it may be part of one again.
     // REQ: LP-4
     Split(HostPage),
+    /// A large frame that could not be split for the dirty log: all of it counts as written.
+    // REQ: LP-4
+    Whole(HostPage),
     /// Nothing until the owner brings it back.
     Away,
     /// Nothing for good.
@@ -155,10 +158,11 @@ pub enum SplitFor {
 
 /// Set in a chunk's word where its frames are 4K ones.
 const SMALL: u32 = 1 << 31;
-/// Set beside it for [`SplitFor::Log`].
+/// Set beside it for [`SplitFor::Log`], and alone where that was refused.
 const FOR_LOG: u32 = 1 << 30;
 /// Below: how many of its pages are not [`PageState::Resident`].
 const COUNT: u32 = FOR_LOG - 1;
+const SPLIT_FOR_LOG: u32 = SMALL | FOR_LOG;
 const CHUNK_SHIFT: u32 = PageLevel::M2.frame_shift();
 const CHUNK: u32 = 1 << CHUNK_SHIFT;
 /// log2 of the chunks in 1G.
@@ -172,6 +176,7 @@ const NEVER: u32 = 1 << 16;
 struct HostBacking {
     layout: HostLayout,
     kind: BackingKind,
+    shape: BackingShape,
     pages: u32,
     /// Pages that are missing before page 0, so that chunks begin where 2M frames do.
     pad: u32,
@@ -208,6 +213,32 @@ impl HostMemory {
         &self.backings[frame.backing().0 as usize]
     }
 
+    /// The frames of a backing at start.
+    pub fn shape(&self, id: BackingId) -> Option<BackingShape> {
+        self.backings.get(id.0 as usize).map(|backing| backing.shape)
+    }
+
+    /// Whether every large frame among `npages` of `backing` can be mapped as a whole when the first page is at `base`. A
+    /// linear container has none that must be.
+    // REQ: LP-2
+    pub fn fits(&self, backing: Backing, npages: u32, base: Gfn) -> bool {
+        let of = &self.backings[backing.id.0 as usize];
+        let (first, end) = (backing.first_page + of.pad, backing.first_page + npages + of.pad);
+        let mut chunks = first >> CHUNK_SHIFT..end.div_ceil(CHUNK);
+        let fits = |chunk: u32| {
+            let start = chunk << CHUNK_SHIFT;
+            let inside = first <= start && start + CHUNK <= end;
+            inside && (base.raw() + (start - first) as u64).is_multiple_of(PageLevel::M2.frames())
+        };
+        let small = |chunk: u32| of.chunks[chunk as usize].load(Ordering::Relaxed) & SMALL != 0;
+        of.layout == HostLayout::Linear || chunks.all(|chunk| small(chunk) || fits(chunk))
+    }
+
+    /// What makes a large page.
+    pub fn layout(&self, id: BackingId) -> HostLayout {
+        self.backings[id.0 as usize].layout
+    }
+
     /// What a backing is made of; `None`: there is no such one.
     pub fn kind(&self, id: BackingId) -> Option<BackingKind> {
         self.backings.get(id.0 as usize).map(|backing| backing.kind)
@@ -228,28 +259,26 @@ impl HostMemory {
         let page = |level: PageLevel, access| {
             let into = at & (level.frames() as u32 - 1);
             let first = Frame::of_checked(frame.backing(), frame.page() - into);
-            HostView::Page(HostPage { first, level, access })
+            HostPage { first, level, access }
         };
         let chunk = (at >> CHUNK_SHIFT) as usize;
         match backing.chunks[chunk].load(Ordering::Acquire) {
-            SMALL => page(PageLevel::K4, access),
-            0 if backing.giants[chunk >> GIANT_SHIFT].load(Ordering::Acquire) == 0 => page(PageLevel::G1, access),
-            0 => page(PageLevel::M2, access),
+            SMALL => HostView::Page(page(PageLevel::K4, access)),
+            0 if backing.giants[chunk >> GIANT_SHIFT].load(Ordering::Acquire) == 0 => {
+                HostView::Page(page(PageLevel::G1, access))
+            }
+            0 => HostView::Page(page(PageLevel::M2, access)),
             // A large frame changes as a whole; of a mere run, each page.
             word => {
-                let whole = word == CHUNK && backing.layout == HostLayout::Frames;
+                let whole = word & !FOR_LOG == CHUNK && backing.layout == HostLayout::Frames;
                 let level = if whole { PageLevel::M2 } else { PageLevel::K4 };
-                if word == SMALL | FOR_LOG {
-                    return match page(PageLevel::K4, access) {
-                        HostView::Page(page) => HostView::Split(page),
-                        other @ (HostView::Split(_) | HostView::Away | HostView::Revoked) => other,
-                    };
-                }
-                match backing.state(frame.page()) {
-                    PageState::Resident => page(PageLevel::K4, access),
-                    PageState::WriteProtected => page(level, GuestAccess::ReadExec),
-                    PageState::Away => HostView::Away,
-                    PageState::Revoked => HostView::Revoked,
+                match (word, backing.state(frame.page())) {
+                    (SPLIT_FOR_LOG, _) => HostView::Split(page(PageLevel::K4, access)),
+                    (FOR_LOG, _) => HostView::Whole(page(PageLevel::M2, access)),
+                    (_, PageState::Resident) => HostView::Page(page(PageLevel::K4, access)),
+                    (_, PageState::WriteProtected) => HostView::Page(page(level, GuestAccess::ReadExec)),
+                    (_, PageState::Away) => HostView::Away,
+                    (_, PageState::Revoked) => HostView::Revoked,
                 }
             }
         }
@@ -325,10 +354,17 @@ impl HostMemory {
         }
     }
 
-    /// The frames of 4K around `frame` stay as they are, whatever they were split for.
-    pub fn keep_split(&self, frame: Frame) {
+    /// The frames of 4K around `frame` stay as they are, whatever they were split for; a whole one may be split again.
+    pub fn keep(&self, frame: Frame) {
         if let Ok((backing, chunk)) = self.whole_chunk(frame) {
             backing.change(chunk, |word| word & !FOR_LOG);
+        }
+    }
+
+    /// The large frame around `frame` cannot be split for the dirty log.
+    pub fn keep_whole(&self, frame: Frame) {
+        if let Ok((backing, chunk)) = self.whole_chunk(frame) {
+            backing.change(chunk, |word| word | FOR_LOG);
         }
     }
 
@@ -400,6 +436,7 @@ impl HostBacking {
         Ok(Self {
             layout,
             kind: info.kind,
+            shape: info.shape,
             pages,
             pad,
             chunks,
@@ -472,7 +509,9 @@ mod tests {
     fn first_and_level(host: &HostMemory, page: u32) -> (u32, PageLevel) {
         match host.page(frame(page)) {
             HostView::Page(page) => (page.first.page(), page.level),
-            other @ (HostView::Split(_) | HostView::Away | HostView::Revoked) => panic!("page {page} is {other:?}"),
+            other @ (HostView::Split(_) | HostView::Whole(_) | HostView::Away | HostView::Revoked) => {
+                panic!("page {page} is {other:?}")
+            }
         }
     }
 
@@ -618,8 +657,16 @@ mod tests {
         host.collapse(frame(7)).unwrap();
         assert_eq!(first_and_level(&host, 7), (0, PageLevel::M2));
         host.split(frame(512), SplitFor::Log).unwrap();
-        host.keep_split(frame(600));
+        host.keep(frame(600));
         assert_eq!(host.page(frame(513)), HostView::Page(page(513)));
+        host.keep_whole(frame(3));
+        let whole = HostPage {
+            level: PageLevel::M2,
+            ..page(0)
+        };
+        assert_eq!(host.page(frame(77)), HostView::Whole(whole));
+        host.keep(frame(77));
+        assert_eq!(host.page(frame(77)), HostView::Page(whole));
     }
 
     // REQ: MEM-3
@@ -636,7 +683,7 @@ mod tests {
         let at = |id: u16| Frame::new(BackingId(id), 3).unwrap();
         let access = |id| match host.page(at(id)) {
             HostView::Page(page) => page.access,
-            HostView::Split(_) | HostView::Away | HostView::Revoked => panic!("nothing was taken away"),
+            other => panic!("nothing was taken away: {other:?}"),
         };
         assert_eq!(
             [0, 1, 2].map(access),

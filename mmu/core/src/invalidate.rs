@@ -17,7 +17,7 @@
 
 use crate::sync::atomic::{AtomicU32, AtomicU64, Ordering};
 use crate::sync::relax;
-use umbra_mmu_abi::Gfn;
+use umbra_mmu_abi::{Gfn, PageLevel};
 
 /// The sequence number and the pairs of one VM.
 #[derive(Debug)]
@@ -76,13 +76,20 @@ impl Invalidations {
     // REQ: PF-3, HOST-1
     #[inline]
     pub fn must_retry(&self, seq: u64, gfn: Gfn) -> bool {
-        self.in_progress.load(Ordering::Acquire) != 0 && self.covers(gfn) || self.seq() != seq
+        self.must_retry_page(seq, gfn, PageLevel::K4)
+    }
+
+    /// The same for a page of any size, which begins at `at`: no part of it may be in progress.
+    // REQ: PF-3, HOST-1
+    #[inline]
+    pub fn must_retry_page(&self, seq: u64, at: Gfn, size: PageLevel) -> bool {
+        self.in_progress.load(Ordering::Acquire) != 0 && self.overlaps(at, size) || self.seq() != seq
     }
 
     #[cold]
-    fn covers(&self, gfn: Gfn) -> bool {
+    fn overlaps(&self, at: Gfn, size: PageLevel) -> bool {
         let (start, end) = (self.start.load(Ordering::Relaxed), self.end.load(Ordering::Relaxed));
-        start <= gfn.raw() && gfn.raw() < end
+        start < at.raw() + size.frames() && at.raw() < end
     }
 
     /// A pair starts. From here to [`Invalidations::leave`] the published slots stay. No lock is needed, and
@@ -187,6 +194,9 @@ mod tests {
         let during = all.seq();
         assert!(all.must_retry(during, inside));
         assert!(!all.must_retry(during, outside) && !all.must_retry(during, Gfn::new(0xf)));
+        // A large page of which a part is in progress.
+        assert!(all.must_retry_page(during, Gfn::new(0), PageLevel::M2));
+        assert!(!all.must_retry_page(during, Gfn::new(0x200), PageLevel::M2));
         all.begin(Gfn::new(0x30), Gfn::new(0x31));
         // Between the two: kept out too, until both have ended.
         assert!(all.must_retry(during, Gfn::new(0x28)) && !all.must_retry(during, Gfn::new(0x31)));

@@ -42,9 +42,13 @@ pub mod host;
 pub mod invalidate;
 pub mod large;
 pub mod locks;
+pub mod logging;
 pub mod mmio;
+pub mod notify;
 pub mod null;
 pub mod pte_list;
+pub mod resize;
+mod rmap;
 pub mod role;
 pub mod shadow;
 pub mod sim;
@@ -63,6 +67,7 @@ pub mod zap;
 use alloc::vec::Vec;
 use core::array;
 use generation::SlotGeneration;
+use host::{BackingInfo, HostLayout, HostMemory};
 use invalidate::Invalidations;
 use locks::{Held, LeafLock, MmuLock, SlotsArchLock, SlotsLock, Srcu};
 use pte_list::PteEntries;
@@ -110,7 +115,8 @@ pub enum Mode {
 /// The MMU of one VM. Any number of threads may use it at once; see [`locks`] for who waits for whom.
 pub struct Mmu<S: Stage2> {
     mode: Mode,
-    backings: Vec<BackingShape>,
+    /// Which frames are behind the backings' pages.
+    host: HostMemory,
     /// Who holds it changes the slots.
     slots_lock: SlotsLock<()>,
     slots_arch_lock: SlotsArchLock<()>,
@@ -192,9 +198,14 @@ impl<S: Stage2> Mmu<S> {
         ram: S::Ram,
         words: S::Words,
         mode: Mode,
-        backings: Vec<BackingShape>,
+        backings: Vec<impl Into<BackingInfo>>,
         limits: &Limits,
     ) -> Result<Self, Resource> {
+        let backings: Vec<BackingInfo> = backings.into_iter().map(Into::into).collect();
+        let layout = match mode {
+            Mode::Ept => HostLayout::Frames,
+            Mode::Shadow(_) => HostLayout::Linear,
+        };
         let tables = match mode {
             Mode::Ept => Tables::new(words, Format::Ept)?,
             Mode::Shadow(layout) => Tables::new(words, Format::Shadow(layout))?,
@@ -209,7 +220,7 @@ impl<S: Stage2> Mmu<S> {
         Ok(Self {
             mode,
             ram,
-            backings,
+            host: HostMemory::new(layout, &backings)?,
             slots_lock: SlotsLock::default(),
             slots_arch_lock: SlotsArchLock::default(),
             slots: Srcu::new(SlotTable::with_room()?, SlotTable::with_room()?),

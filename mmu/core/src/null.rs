@@ -3,7 +3,8 @@
 
 use crate::spte::Leaf;
 use crate::stage2::{
-    FlushEpoch, GuestAccess, NoRam, Observed, Stage2, Stage2Error, TableHandle, TableLevel, TableNeeds, Unflushed,
+    FlushEpoch, Frame, GuestAccess, NoRam, Observed, Stage2, Stage2Error, TableHandle, TableLevel, TableNeeds,
+    Unflushed,
 };
 use crate::table::HeapWords;
 use umbra_mmu_abi::{Backing, Gfn, SlotId};
@@ -40,6 +41,12 @@ impl Stage2 for NullStage2 {
     }
     fn protect(&mut self, _: SlotId, _: Gfn, _: &Leaf) -> Result<Unflushed, Stage2Error> {
         Ok(Unflushed::NOTHING)
+    }
+    fn split_frame(&mut self, _: Frame) -> Result<(), Stage2Error> {
+        Ok(())
+    }
+    fn merge_frames(&mut self, _: Frame) -> Result<(), Stage2Error> {
+        Ok(())
     }
     fn flush(&mut self, removed: Unflushed) -> FlushEpoch {
         FlushEpoch(removed.settle().into())

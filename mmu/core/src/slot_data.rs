@@ -9,7 +9,7 @@ use crate::stage2::Resource;
 use crate::sync::atomic::{AtomicU64, Ordering};
 use crate::table::SptePlace;
 use alloc::vec::Vec;
-use core::ops::Range;
+use core::ops::{ControlFlow, Range};
 use umbra_mmu_abi::{Gfn, PageLevel};
 
 /// What is known about the pages of one slot. 8.4 bytes for each 4K page.
@@ -110,6 +110,48 @@ impl SlotData {
         level.used.next(range).map(gfn)
     }
 
+    /// Calls `act` with every page of `size` in `range` that is mapped, and its sptes, until it breaks. `act` must not add
+    /// or remove sptes. As complete as [`SlotData::next_mapped`] is, and faster where many are mapped.
+    // REQ: SP-12
+    #[inline]
+    pub fn each_mapped<B>(
+        &self,
+        size: PageLevel,
+        range: Range<Gfn>,
+        mut act: impl FnMut(Gfn, &PteList) -> ControlFlow<B>,
+    ) -> ControlFlow<B> {
+        if range.is_empty() {
+            return ControlFlow::Continue(());
+        }
+        let level = self.level(size);
+        let (start, last) = (level.at(range.start), level.at(Gfn::new(range.end.raw() - 1)));
+        let mut from = start;
+        while let Some(at) = level.used.next(from..last + 1) {
+            let word = at / 64;
+            let mut mask = u64::MAX << (at % 64);
+            if last / 64 == word {
+                mask &= u64::MAX >> (63 - last % 64);
+            }
+            level.each_of_word(word, mask, &mut act)?;
+            from = (word + 1) * 64;
+            if from > last {
+                break;
+            }
+        }
+        ControlFlow::Continue(())
+    }
+
+    /// The same for those of 64 pages of 4K that `mask` names: as a word of the dirty log has them.
+    #[inline]
+    pub fn each_mapped_of<B>(
+        &self,
+        word: usize,
+        mask: u64,
+        mut act: impl FnMut(Gfn, &PteList) -> ControlFlow<B>,
+    ) -> ControlFlow<B> {
+        self.level(PageLevel::K4).each_of_word(word, mask, &mut act)
+    }
+
     /// How many sptes there are.
     pub fn count(&self, entries: &PteEntries) -> u32 {
         let heads = self.levels.iter().flat_map(|level| &level.heads);
@@ -144,6 +186,26 @@ impl LevelRmap {
     #[inline]
     fn at(&self, gfn: Gfn) -> usize {
         ((gfn.raw() >> self.shift) - self.first) as usize
+    }
+
+    /// The marked heads of a word.
+    #[inline(always)]
+    fn each_of_word<B>(
+        &self,
+        word: usize,
+        mask: u64,
+        act: &mut impl FnMut(Gfn, &PteList) -> ControlFlow<B>,
+    ) -> ControlFlow<B> {
+        let mut marks = self.used.words[word].load(Ordering::SeqCst) & mask;
+        let (first, heads) = (self.first + word as u64 * 64, &self.heads[word * 64..]);
+        while marks != 0 {
+            let bit = marks.trailing_zeros() as usize;
+            marks &= marks - 1;
+            if let Some(list) = heads.get(bit) {
+                act(Gfn::new((first + bit as u64) << self.shift), list)?;
+            }
+        }
+        ControlFlow::Continue(())
     }
 
     #[inline]

@@ -1,11 +1,13 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
 //! Which memory does the guest have? The table of memslots: looked up by gfn, changed as a copy, then published.
 
+use crate::host::{BackingKind, HostMemory, HostPage};
 use crate::slot_data::SlotData;
 use crate::stage2::{BackingShape, Frame, GuestAccess, Resource};
 use alloc::sync::Arc;
 use alloc::vec::Vec;
 use core::hint::select_unpredictable;
+use core::ops::Range;
 use umbra_mmu_abi::{Backing, Gfn, PageLevel, SlotError, SlotFlags, SlotId};
 
 /// Slots that a table holds (KVM: `KVM_MEM_SLOTS_NUM`).
@@ -61,19 +63,28 @@ impl Slot {
         npages: u32,
         backing: Backing,
         flags: SlotFlags,
-        backings: &[BackingShape],
+        host: &HostMemory,
     ) -> Result<Self, SlotError> {
         let in_range = base.raw() < GFN_LIMIT && npages as u64 <= GFN_LIMIT - base.raw();
-        // Dirty logging comes with its requests; until then the flag is none.
-        if id.0 as usize >= USER_MEM_SLOTS || npages == 0 || !in_range || flags.contains(SlotFlags::LOG_DIRTY) {
+        if id.0 as usize >= USER_MEM_SLOTS || npages == 0 || !in_range {
             return Err(SlotError::Invalid);
         }
-        let shape = *backings.get(backing.id.0 as usize).ok_or(SlotError::NoEntry)?;
-        let pages = shape.pages().ok_or(SlotError::NoSpace)?;
+        let shape = host.shape(backing.id).ok_or(SlotError::NoEntry)?;
+        let pages = host.pages(backing.id).ok_or(SlotError::NoEntry)?;
         if backing.first_page as u64 + npages as u64 > pages as u64 {
             return Err(SlotError::NoSpace);
         }
-        let slot = Self {
+        // A large frame maps as a whole or not at all. An image is for read-only slots.
+        // REQ: LP-2, MEM-3
+        let rights = match host.kind(backing.id).map(BackingKind::access) {
+            Some(GuestAccess::ReadExec) => flags.contains(SlotFlags::READONLY),
+            Some(GuestAccess::All) => true,
+            None => false,
+        };
+        if !rights || !host.fits(backing, npages, base) {
+            return Err(SlotError::Invalid);
+        }
+        Ok(Self {
             id,
             base,
             npages,
@@ -82,15 +93,7 @@ impl Slot {
             flags,
             state: SlotState::Live,
             data: Arc::new(SlotData::new(base, npages).map_err(|_| SlotError::NoSpace)?),
-        };
-        // A 2M frame maps as a whole or not at all: none may be cut, and none may lie across two large pages.
-        let large = slot.large_pages();
-        let cut = |page: u32| !(page - shape.small_head).is_multiple_of(PageLevel::M2.frames() as u32);
-        let across = |page: u32| !slot.gfn_of_page(page).raw().is_multiple_of(PageLevel::M2.frames());
-        if !large.is_empty() && (cut(large.start) || cut(large.end) || across(large.start)) {
-            return Err(SlotError::Invalid);
-        }
-        Ok(slot)
+        })
     }
 
     /// The first gfn after it.
@@ -118,6 +121,47 @@ impl Slot {
         let large = self.shape.large_pages();
         let range = large.start.max(first)..large.end.min(first + self.npages);
         if range.start < range.end { range } else { first..first }
+    }
+
+    /// The frame of one 4K page of the slot.
+    #[inline]
+    pub fn frame_of(&self, gfn: Gfn) -> Frame {
+        // The check bounds every page.
+        Frame::of_checked(
+            self.backing.id,
+            self.backing.first_page + (gfn.raw() - self.base.raw()) as u32,
+        )
+    }
+
+    /// Where `pages` frames from `first` are in the slot: the first gfn and the one after the last.
+    // REQ: HOST-1
+    pub fn gfns_of(&self, first: Frame, pages: u32) -> Option<Range<Gfn>> {
+        if first.backing() != self.backing.id {
+            return None;
+        }
+        let start = first.page().max(self.backing.first_page);
+        let end = (first.page() + pages).min(self.backing.first_page + self.npages);
+        (start < end).then(|| self.gfn_of_page(start)..self.gfn_of_page(end))
+    }
+
+    /// The largest page, `most` at the most, that an spte may map at `gfn` out of the host's page: its first gfn and frame,
+    /// and its size.
+    // REQ: LP-1, LP-2
+    #[inline]
+    pub fn largest_page(&self, gfn: Gfn, host: &HostPage, most: PageLevel) -> (Gfn, Frame, PageLevel) {
+        let frame = self.frame_of(gfn);
+        if host.level > PageLevel::K4 {
+            for size in [PageLevel::G1, PageLevel::M2] {
+                let into = (gfn.raw() - gfn.align_down(size).raw()) as u32;
+                // As far into the frame as into the page.
+                let aligned = (frame.page() - host.first.page()) & (size.frames() as u32 - 1) == into;
+                if size <= host.level && size <= most && aligned && self.data.large.allows(size, gfn) {
+                    let first = Frame::of_checked(frame.backing(), frame.page() - into);
+                    return (gfn.align_down(size), first, size);
+                }
+            }
+        }
+        (gfn, frame, PageLevel::K4)
     }
 
     fn gfn_of_page(&self, page: u32) -> Gfn {

@@ -265,6 +265,25 @@ impl Spte {
         }
     }
 
+    /// The bits that a leaf loses when `left` is the most that stays of its W.
+    #[inline]
+    pub(crate) const fn above(format: Format, left: Writable) -> u64 {
+        let (now, left) = match format {
+            Format::Ept => (ept::writable_bits(Writable::Now), ept::writable_bits(left)),
+            Format::Shadow(_) => (shadow::writable_bits(Writable::Now), shadow::writable_bits(left)),
+        };
+        now & !left
+    }
+
+    /// Whether a leaf has W.
+    #[inline]
+    pub(crate) const fn has_write(self) -> bool {
+        self.0 & shadow::WRITE != 0
+    }
+
+    /// The accessed bit of a leaf of a table that hardware walks.
+    pub(crate) const ACCESSED: u64 = shadow::ACCESSED;
+
     /// What the processor did through a leaf that hardware walks since the leaf was written.
     #[inline]
     pub const fn touched(self) -> Touched {

@@ -223,6 +223,14 @@ pub enum Stage2Error {
     },
 }
 
+impl Stage2Error {
+    /// Frames have the sizes that they were given.
+    const NO_RESIZE: Self = Self::Refused {
+        operation: "a change of frames' sizes",
+        code: 0,
+    };
+}
+
 impl fmt::Display for Stage2Error {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
@@ -349,6 +357,26 @@ pub trait Stage2 {
     /// # Errors
     /// Refused: the hardware has no such mapping any more.
     fn protect(&mut self, slot: SlotId, at: Gfn, leaf: &Leaf) -> Result<Unflushed, Stage2Error>;
+
+    /// Replaces the 2M frame that begins with page `first` by 512 frames of 4K with the same content. Nothing maps it.
+    ///
+    /// # Errors
+    /// Exhausted, or not possible: the frame is what it was.
+    // REQ: HOST-2
+    fn split_frame(&mut self, first: Frame) -> Result<(), Stage2Error> {
+        let _ = first;
+        Err(Stage2Error::NO_RESIZE)
+    }
+
+    /// Replaces the 512 frames of 4K that begin with page `first` by one of 2M with the same content. Nothing maps them.
+    ///
+    /// # Errors
+    /// Exhausted, or not possible: the frames are what they were.
+    // REQ: HOST-2
+    fn merge_frames(&mut self, first: Frame) -> Result<(), Stage2Error> {
+        let _ = first;
+        Err(Stage2Error::NO_RESIZE)
+    }
 
     /// Meets the obligation.
     fn flush(&mut self, removed: Unflushed) -> FlushEpoch;

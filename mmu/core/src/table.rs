@@ -523,6 +523,19 @@ impl<W: TableWords> Tables<W> {
         filled
     }
 
+    /// Clears bits of a leaf that do not change what kind of word it is; the old word is the answer. Where none of them
+    /// is set, nothing is written.
+    // REQ: DT-3
+    #[inline(always)]
+    pub fn clear(&self, place: SptePlace, bits: u64) -> Spte {
+        let word = self.word(place);
+        let old = word.load(Ordering::Acquire);
+        match old & bits {
+            0 => Spte::from_raw(old),
+            _ => Spte::from_raw(word.fetch_and(!bits, Ordering::AcqRel)),
+        }
+    }
+
     /// The gfn that an spte of a direct table translates.
     // REQ: RM-2
     #[inline]

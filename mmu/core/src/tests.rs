@@ -2,6 +2,7 @@
 //! What can only be seen from within? States that a single caller never meets from outside.
 
 use crate::fault::{Fault, FaultError, Outcome};
+use crate::host::{HostLayout, HostMemory};
 use crate::locks::Held;
 use crate::sim::SimStage2;
 use crate::slots::{Slot, SlotState};
@@ -312,20 +313,13 @@ fn slots_are_counted_by_the_tables_that_they_need() {
         large: 1024,
         small_tail: 600,
     };
+    let host = HostMemory::new(HostLayout::Frames, &[shape.into()]).unwrap();
     let slot = |id, base, npages, first_page| {
         let backing = Backing {
             id: BackingId(0),
             first_page,
         };
-        Slot::check(
-            SlotId(id),
-            Gfn::new(base),
-            npages,
-            backing,
-            SlotFlags::empty(),
-            &[shape],
-        )
-        .unwrap()
+        Slot::check(SlotId(id), Gfn::new(base), npages, backing, SlotFlags::empty(), &host).unwrap()
     };
     let none = crate::slots::SlotTable::default();
     let needed = |slot: &Slot| none.tables_needed(Some(slot));

@@ -10,6 +10,7 @@ use crate::sync::atomic::Ordering;
 use crate::table::{ENTRIES, SptePlace, TableId};
 use crate::trace::Event;
 use crate::{Mmu, Requests, Tree};
+use core::ops::Range;
 use umbra_mmu_abi::{Gfn, PageLevel};
 
 /// Steps of one background batch: so much a faulting vCPU may have to wait for.
@@ -25,6 +26,19 @@ pub(crate) enum Cut {
     Unmap,
     /// The revocation of the slot, which comes next.
     Revocation,
+    /// It is out already: the owner of the frame has revoked it.
+    Gone,
+}
+
+/// Pages whose sptes are changed before mmu_lock is let go: so long a fault may have to wait.
+pub(crate) const PAGES_PER_BATCH: u64 = 1 << 13;
+
+/// A range in batches of [`PAGES_PER_BATCH`].
+pub(crate) fn batches(range: Range<Gfn>) -> impl Iterator<Item = Range<Gfn>> {
+    let end = range.end.raw();
+    (range.start.raw()..end)
+        .step_by(PAGES_PER_BATCH as usize)
+        .map(move |start| Gfn::new(start)..Gfn::new((start + PAGES_PER_BATCH).min(end)))
 }
 
 /// mmu_lock held for writing, to take sptes away. What was unmapped is flushed before it is left: until then nobody can
@@ -120,7 +134,7 @@ impl<S: Stage2> Zap<'_, S> {
                 Ok(SpteKind::Leaf(leaf)) => {
                     match cut {
                         Cut::Unmap => self.removed.and(stage2.unmap(slot.id, gfn, &leaf)),
-                        Cut::Revocation => {}
+                        Cut::Revocation | Cut::Gone => {}
                     }
                     Some(leaf)
                 }

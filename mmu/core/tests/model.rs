@@ -200,7 +200,7 @@ impl World {
             let fault = Fault::violation(violation.gpa, violation.access);
             match self.mmu.fault(&mut self.vcpu, &fault).unwrap() {
                 Outcome::Resume => {}
-                Outcome::EmulateTableWrite { .. } | Outcome::Reflect(_) => unreachable!("EPT mode"),
+                Outcome::EmulateTableWrite { .. } | Outcome::Reflect(_) | Outcome::Host(_) => unreachable!("EPT mode"),
                 Outcome::Emulate(mmio) => {
                     assert_eq!((mmio.gfn, mmio.generation), (Gfn::new(gfn), self.mmu.generation()));
                     return Seen::Emulate {

@@ -141,7 +141,7 @@ fn access<M: Machine>(
         match mmu.fault(vcpu, &Fault::violation(faulted.gpa, faulted.access)) {
             Ok(Outcome::Resume) => {}
             Ok(Outcome::Emulate(mmio)) => return Ok(Seen::Emulate(mmio)),
-            Ok(Outcome::EmulateTableWrite { .. } | Outcome::Reflect(_)) => {
+            Ok(Outcome::EmulateTableWrite { .. } | Outcome::Reflect(_) | Outcome::Host(_)) => {
                 let (expected, found) = ("an outcome of EPT mode", Found::Number(gpa.raw()));
                 return Err(Failure {
                     expected,

@@ -6,7 +6,7 @@ use crate::Mmu;
 use crate::locks::{Held, InSection};
 use crate::slots::{Slot, SlotTable};
 use crate::spte::{Format, Leaf, Spte, Writable};
-use crate::stage2::{Stage2, Stage2Error};
+use crate::stage2::{GuestAccess, Stage2, Stage2Error};
 use crate::vcpu::Spurious;
 use umbra_mmu_abi::{Access, Gfn, Mmio, SlotFlags};
 
@@ -30,6 +30,8 @@ impl<S: Stage2> Mmu<S> {
         let access = fault.code.access();
         match self.classify(walk, gfn, access) {
             Class::Slow => Ok(None),
+            // Where the slot could be written, the host does not let it just now.
+            Class::ReadOnlyWrite if slots.lookup(gfn).is_none_or(|slot| slot.access() == GuestAccess::All) => Ok(None),
             Class::ReadOnlyWrite => Ok(Some(self.emulate(Mmio {
                 readonly_slot: true,
                 ..self.mmio(gfn)

@@ -17,7 +17,7 @@ use crate::Mmu;
 use crate::generation::Stamp;
 use crate::locks::{Held, InSection};
 use crate::slots::{GFN_LIMIT, SlotTable};
-use crate::stage2::{Stage2, Stage2Error, TableLevel};
+use crate::stage2::{Frame, Stage2, Stage2Error, TableLevel};
 use crate::sync::atomic::Ordering;
 use crate::vcpu::Vcpu;
 use plan::{Backed, find_frame};
@@ -131,6 +131,29 @@ pub enum Outcome {
     },
     /// The guest's tables do not allow it: its own fault.
     Reflect(GuestFault),
+    /// The owner of the frame has to do something before the guest can go on.
+    Host(HostFault),
+}
+
+/// What a fault needs of the owner of a frame.
+// REQ: HOST-1, HOST-2
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct HostFault {
+    /// Which frame.
+    pub frame: Frame,
+    /// What.
+    pub need: HostNeed,
+}
+
+/// What the owner of a frame has to do.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum HostNeed {
+    /// Bring it back: it is away. See [`Mmu::give_back`].
+    Frame,
+    /// Let it be written: it is write-protected. See [`Mmu::give_back`].
+    Write,
+    /// Nothing: it was revoked, and the guest has lost this memory for good.
+    Revoked,
 }
 
 /// Why a fault could not be handled. It is our fault or our limits', never the guest's.
@@ -246,7 +269,7 @@ impl<S: Stage2> Mmu<S> {
             drop(walking);
             return self.cache_mmio(slots, held, vcpu, fault, &walk, Seen { seq, stamp });
         };
-        let plan = match find_frame(slot, gfn, fault.code.access()) {
+        let plan = match find_frame(slot, &self.host, gfn, fault.code.access()) {
             Backed::Frame(plan) => plan,
             Backed::ReadOnly => {
                 let mmio = Mmio {
@@ -257,13 +280,19 @@ impl<S: Stage2> Mmu<S> {
             }
             // The guest comes back to the table that is then in place.
             Backed::Dying => return Ok(Some(self.resume())),
+            Backed::Host(fault) => return Ok(self.ask_host(held, seq, gfn, fault)),
+            Backed::Resize(frame, how) => {
+                self.resize_in_fault(slots, held, frame, how);
+                return Ok(None);
+            }
         };
         // (g) Tables, and the leaf. What it takes is drawn before mmu_lock is.
         self.top_up_entries(&mut vcpu.reserve)?;
         let installed = if walk.level == plan.level() {
             let mut guard = self.lock.read(held);
             // REQ: PF-3. Nor has the table left the tree: it would be obsolete, and while the walk lasts it is no other.
-            if self.invalidate.must_retry(seq, gfn) || self.is_obsolete(walk.place.table) {
+            let stale = self.invalidate.must_retry_page(seq, plan.at, plan.leaf.level);
+            if stale || self.is_obsolete(walk.place.table) {
                 return Ok(None);
             }
             let installed = self.install(guard.held(), &mut vcpu.reserve, &plan, walk.place, walk.spte);
@@ -275,7 +304,7 @@ impl<S: Stage2> Mmu<S> {
                 return Ok(Some(self.resume()));
             }
             let mut guard = self.lock.read(held);
-            if self.invalidate.must_retry(seq, gfn) {
+            if self.invalidate.must_retry_page(seq, plan.at, plan.leaf.level) {
                 return Ok(None);
             }
             self.install_below(guard.held(), vcpu, &plan)
@@ -286,6 +315,14 @@ impl<S: Stage2> Mmu<S> {
             Ok(Installed::Blocked(blocked)) => self.unblock(slots, held, vcpu, &plan, blocked),
             Err(error) => self.refused(slots, held, plan.at, error),
         }
+    }
+
+    /// The host does not have the frame, if that is still so: nobody changes it just now.
+    // REQ: PF-3, HOST-1
+    #[cold]
+    fn ask_host(&self, held: &mut Held<InSection>, seq: u64, gfn: Gfn, fault: HostFault) -> Option<Outcome> {
+        let _guard = self.lock.read(held);
+        (!self.invalidate.must_retry(seq, gfn)).then_some(Outcome::Host(fault))
     }
 
     /// Draws the tables that the walk saw missing.

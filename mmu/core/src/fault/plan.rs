@@ -1,10 +1,13 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
 //! Which frame is behind a gfn, and with which leaf is it to be mapped? Decided on slots that do not change meanwhile.
 
+use super::{HostFault, HostNeed};
+use crate::host::{HostLayout, HostMemory, HostPage, HostView, SplitFor};
+use crate::resize::Resize;
 use crate::slots::{Slot, SlotState};
 use crate::spte::{Leaf, Rights, Writable};
-use crate::stage2::{GuestAccess, TableLevel};
-use umbra_mmu_abi::{Access, Gfn, SlotFlags};
+use crate::stage2::{Frame, GuestAccess, TableLevel};
+use umbra_mmu_abi::{Access, Gfn, PageLevel, SlotFlags};
 
 /// What is behind a gfn that a slot has.
 pub(super) enum Backed<'a> {
@@ -14,6 +17,10 @@ pub(super) enum Backed<'a> {
     ReadOnly,
     /// A slot of which no new mapping may be made: let the guest fault again.
     Dying,
+    /// The owner of the frame has to do something first.
+    Host(HostFault),
+    /// The frame has the wrong size, for the dirty log.
+    Resize(Frame, Resize),
 }
 
 /// One leaf to map.
@@ -23,8 +30,8 @@ pub struct MapPlan<'a> {
     /// Its first gfn.
     pub(super) at: Gfn,
     pub(super) leaf: Leaf,
-    /// The guest writes: where writes are logged, to be logged when the leaf is in place.
-    pub(super) logs: Option<Gfn>,
+    /// The guest writes where writes are logged: pages to be logged when the leaf is in place, from this one on.
+    pub(super) logs: Option<(Gfn, PageLevel)>,
 }
 
 impl MapPlan<'_> {
@@ -36,34 +43,124 @@ impl MapPlan<'_> {
     // REQ: DT-1
     #[inline]
     pub(super) fn log(&self) {
-        if let Some(gfn) = self.logs {
-            self.slot.data.dirty.mark(gfn);
+        if let Some((gfn, size)) = self.logs {
+            for page in gfn.raw()..gfn.raw() + size.frames() {
+                self.slot.data.dirty.mark(Gfn::new(page));
+            }
         }
     }
 }
 
-/// The leaf for `gfn`, if the slot is live and allows the access.
-// REQ: MEM-5, MEM-6
+/// The leaf for `gfn`, if the slot is live and allows the access, and the host has the frame.
+// REQ: MEM-5, MEM-6, HOST-1
 #[inline(always)]
-pub(super) fn find_frame(slot: &Slot, gfn: Gfn, access: Access) -> Backed<'_> {
+pub(super) fn find_frame<'a>(slot: &'a Slot, host: &HostMemory, gfn: Gfn, access: Access) -> Backed<'a> {
     if slot.state == SlotState::Invalid {
         return Backed::Dying;
     }
-    let logging = slot.flags.contains(SlotFlags::LOG_DIRTY);
-    let writable = match (slot.access(), access) {
-        (GuestAccess::ReadExec, Access::Write) => return Backed::ReadOnly,
-        (GuestAccess::ReadExec, Access::Read | Access::Fetch) => Writable::HostReadOnly,
+    match host.page(slot.frame_of(gfn)) {
+        HostView::Page(page) => {
+            let logs = slot.flags.contains(SlotFlags::LOG_DIRTY);
+            let Some(writable) = writable(slot, page.access, access, logs) else {
+                return refuse_write(slot, gfn);
+            };
+            if page.level == PageLevel::K4 {
+                let logs = (logs && access == Access::Write).then_some((gfn, PageLevel::K4));
+                return frame(slot, (gfn, slot.frame_of(gfn), PageLevel::K4), writable, logs);
+            }
+            find_large(slot, host, gfn, &page, access, writable)
+        }
+        other => find_unusual(slot, gfn, access, other),
+    }
+}
+
+/// W of the leaf; `None`: the write is not allowed.
+#[inline(always)]
+fn writable(slot: &Slot, host: GuestAccess, access: Access, logs: bool) -> Option<Writable> {
+    match (slot.access(), host, access) {
+        (GuestAccess::ReadExec, _, Access::Write) | (_, GuestAccess::ReadExec, Access::Write) => None,
+        (GuestAccess::ReadExec, _, _) | (_, GuestAccess::ReadExec, _) => Some(Writable::HostReadOnly),
         // The first write has to be seen.
-        (GuestAccess::All, Access::Read | Access::Fetch) if logging => Writable::Restorable,
-        (GuestAccess::All, Access::Read | Access::Write | Access::Fetch) => Writable::Now,
-    };
-    let (at, frame, level) = slot.page_at(gfn);
+        (GuestAccess::All, GuestAccess::All, Access::Read | Access::Fetch) if logs => Some(Writable::Restorable),
+        (GuestAccess::All, GuestAccess::All, Access::Read | Access::Write | Access::Fetch) => Some(Writable::Now),
+    }
+}
+
+#[inline(always)]
+fn frame(
+    slot: &Slot,
+    (at, frame, level): (Gfn, Frame, PageLevel),
+    writable: Writable,
+    logs: Option<(Gfn, PageLevel)>,
+) -> Backed<'_> {
     let leaf = Leaf {
         frame,
         level,
         writable,
         rights: Rights::ALL,
     };
-    let logs = (logging && access == Access::Write).then_some(gfn);
     Backed::Frame(MapPlan { slot, at, leaf, logs })
+}
+
+#[cold]
+fn refuse_write(slot: &Slot, gfn: Gfn) -> Backed<'_> {
+    match slot.access() {
+        GuestAccess::ReadExec => Backed::ReadOnly,
+        GuestAccess::All => Backed::Host(HostFault {
+            frame: slot.frame_of(gfn),
+            need: HostNeed::Write,
+        }),
+    }
+}
+
+/// A page of a large frame. Where writes are logged it is mapped to be read only, and split by the first write.
+// REQ: LP-2, LP-4
+#[inline(never)]
+fn find_large<'a>(
+    slot: &'a Slot,
+    host: &HostMemory,
+    gfn: Gfn,
+    page: &HostPage,
+    access: Access,
+    mut writable: Writable,
+) -> Backed<'a> {
+    let logs = slot.flags.contains(SlotFlags::LOG_DIRTY) && writable > Writable::HostReadOnly;
+    let run = host.layout(slot.backing.id) == HostLayout::Linear;
+    let most = if logs && run { PageLevel::K4 } else { page.level };
+    let (at, first, level) = slot.largest_page(gfn, page, most);
+    let cut = !run && level < page.level;
+    if cut || logs && level > PageLevel::K4 && access == Access::Write {
+        let why = if logs { SplitFor::Log } else { SplitFor::Owner };
+        return Backed::Resize(slot.frame_of(gfn), Resize::Split(why));
+    }
+    if logs && level > PageLevel::K4 {
+        writable = Writable::Protected;
+    }
+    let logs = (logs && access == Access::Write).then_some((at, level));
+    frame(slot, (at, first, level), writable, logs)
+}
+
+#[cold]
+fn find_unusual(slot: &Slot, gfn: Gfn, access: Access, view: HostView) -> Backed<'_> {
+    let logs = slot.flags.contains(SlotFlags::LOG_DIRTY);
+    let asks = |need| {
+        let frame = slot.frame_of(gfn);
+        Backed::Host(HostFault { frame, need })
+    };
+    let page = match view {
+        HostView::Away => return asks(HostNeed::Frame),
+        HostView::Revoked => return asks(HostNeed::Revoked),
+        HostView::Split(_) if !logs => return Backed::Resize(slot.frame_of(gfn), Resize::Merge),
+        HostView::Page(page) | HostView::Split(page) | HostView::Whole(page) => page,
+    };
+    let Some(mut writable) = writable(slot, page.access, access, logs) else {
+        return refuse_write(slot, gfn);
+    };
+    let mapped @ (at, _, level) = slot.largest_page(gfn, &page, page.level);
+    // The fast path would log one page of a large frame.
+    if level > PageLevel::K4 && writable == Writable::Restorable {
+        writable = Writable::Protected;
+    }
+    let logs = (logs && access == Access::Write).then_some((at, level));
+    frame(slot, mapped, writable, logs)
 }

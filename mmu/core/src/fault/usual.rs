@@ -47,7 +47,7 @@ impl<S: Stage2> Mmu<S> {
         let Some(slot) = slots.lookup(gfn) else {
             return Ok(None);
         };
-        let Backed::Frame(plan) = find_frame(slot, gfn, fault.code.access()) else {
+        let Backed::Frame(plan) = find_frame(slot, &self.host, gfn, fault.code.access()) else {
             return Ok(None);
         };
         // (g)
@@ -58,7 +58,8 @@ impl<S: Stage2> Mmu<S> {
         let table = self.tables.get(walk.place.table);
         // Nor has the table left the tree: it would be obsolete, and while the walk lasts it is no other.
         let current = table.valid_gen() == self.valid_gen.load(Ordering::Relaxed);
-        if self.invalidate.must_retry(seq, gfn) || !current || table.handle().is_none() {
+        let stale = self.invalidate.must_retry_page(seq, plan.at, plan.leaf.level);
+        if stale || !current || table.handle().is_none() {
             return Ok(None);
         }
         // The reverse map first: who finds the place there, and nothing in it, comes again.

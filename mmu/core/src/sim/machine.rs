@@ -9,7 +9,7 @@ pub use ept::EptVcpu;
 
 use super::cpu::Operation;
 use super::paging::Access;
-use crate::fault::{ErrorCode, FaultError};
+use crate::fault::{ErrorCode, FaultError, HostFault};
 use umbra_mmu_abi::Mmio;
 
 /// Faults of one access, one after another, after which no progress is to be expected. A page of tables can be missing at
@@ -32,6 +32,8 @@ pub enum Ended {
     GeneralProtection,
     /// No memory is there: the VMM emulates it.
     Emulate(Mmio),
+    /// The owner of the frame has to do something first.
+    Host(HostFault),
     /// The MMU wants it tried again, every time: the host is changing this memory.
     Stuck,
 }

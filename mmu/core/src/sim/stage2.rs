@@ -504,6 +504,14 @@ impl Stage2 for SimStage2 {
         }
     }
 
+    fn split_frame(&mut self, first: Frame) -> Result<(), Stage2Error> {
+        self.resize(first, PageLevel::K4)
+    }
+
+    fn merge_frames(&mut self, first: Frame) -> Result<(), Stage2Error> {
+        self.resize(first, PageLevel::M2)
+    }
+
     fn flush(&mut self, removed: Unflushed) -> FlushEpoch {
         let settled = removed.settle();
         self.unflushed = self.unflushed.checked_sub(settled).expect("an obligation is met once");

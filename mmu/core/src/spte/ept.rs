@@ -23,6 +23,7 @@ use umbra_mmu_abi::Gfn;
 
 const READ: u64 = 1 << 0;
 const WRITE: u64 = 1 << 1;
+const _: () = assert!(WRITE == super::shadow::WRITE);
 const EXEC: u64 = 1 << 2;
 const ADDRESS: u64 = ((1 << 40) - 1) << ADDRESS_SHIFT;
 /// The leaf is of a kind without accessed and dirty bits.
@@ -38,7 +39,7 @@ const _: () = assert!((GENERATION_LOW | GENERATION_HIGH) & (ADDRESS | MMIO_TAG |
 const _: () = assert!(ADDRESS & (MMIO_TAG | READ | WRITE | EXEC | LARGE | AD_DISABLED) == 0);
 const _: () = assert!((SAVED_READ | SAVED_EXEC) & (HOST_WRITABLE | MMU_WRITABLE | AD_DISABLED) == 0);
 
-const fn writable_bits(writable: Writable) -> u64 {
+pub(super) const fn writable_bits(writable: Writable) -> u64 {
     match writable {
         Writable::HostReadOnly => 0,
         Writable::Protected => HOST_WRITABLE,

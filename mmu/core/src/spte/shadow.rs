@@ -94,7 +94,7 @@ impl ShadowLayout {
     }
 }
 
-const fn writable_bits(writable: Writable) -> u64 {
+pub(super) const fn writable_bits(writable: Writable) -> u64 {
     match writable {
         Writable::HostReadOnly => 0,
         Writable::Protected => HOST_WRITABLE,

@@ -87,7 +87,7 @@ impl EptMachine {
                     readonly_slot: mmio.readonly_slot,
                 }))
             }
-            other @ (Outcome::EmulateTableWrite { .. } | Outcome::Reflect(_)) => {
+            other @ (Outcome::EmulateTableWrite { .. } | Outcome::Reflect(_) | Outcome::Host(_)) => {
                 Err(Failure::new("outcome", format!("{other:?} of an EPT violation")))
             }
         }

@@ -104,6 +104,7 @@ impl EptVcpu {
             match mmu.fault(&mut self.vcpu, &fault)? {
                 Outcome::Resume => Ok(Next::Again),
                 Outcome::Emulate(mmio) => Ok(Next::Ended(Ended::Emulate(mmio))),
+                Outcome::Host(fault) => Ok(Next::Ended(Ended::Host(fault))),
                 outcome @ (Outcome::EmulateTableWrite { .. } | Outcome::Reflect(_)) => {
                     panic!("{outcome:?} for {violation:?}: in EPT mode the guest's tables are its own business")
                 }
