@@ -353,9 +353,12 @@ impl<S: Stage2> Mmu<S> {
             if others == 0 && drawn < missing {
                 return Err(Stage2Error::Exhausted(Resource::Tables));
             }
-            if others > 0 && self.tables.unused(held).all() == drawn {
-                // What there is others have drawn, or walkers are still in.
-                return Ok(false);
+            match self.draw(held) {
+                Some(id) => cache.push(id),
+                // Others have drawn what there is, or walkers are still in it, and they may wait for this fault's
+                // tables in turn: the guest comes again.
+                None if others > 0 && self.tables.unused(held).all() > drawn => return Ok(false),
+                None => {}
             }
         }
         Ok(true)
