@@ -1,0 +1,183 @@
+// SPDX-License-Identifier: MIT OR Apache-2.0
+//! Do vCPUs that fault at the same time see their memory, whatever others change meanwhile? Real threads on simulated
+//! hardware, and an audit at the end.
+
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::thread;
+use umbra_mmu_abi::*;
+use umbra_mmu_core::fault::{Fault, Outcome};
+use umbra_mmu_core::sim::SimStage2;
+use umbra_mmu_core::stage2::BackingShape;
+use umbra_mmu_core::vcpu::Vcpu;
+use umbra_mmu_core::{Limits, Mmu, Requests};
+
+const THREADS: u64 = 4;
+const SHAPES: [BackingShape; 2] = [
+    BackingShape {
+        small_head: 2048,
+        large: 4,
+        small_tail: 0,
+    },
+    BackingShape {
+        small_head: 256,
+        large: 0,
+        small_tail: 0,
+    },
+];
+/// Where the first backing is, and, for others to come and go, the second.
+const STEADY: u64 = 0x1_0000;
+const COMING: u64 = 0x4_0100;
+
+fn mmu(tables: usize) -> Mmu<SimStage2> {
+    let limits = Limits {
+        tables,
+        ..Limits::default()
+    };
+    Mmu::new(SimStage2::new(SHAPES.to_vec(), 64), SHAPES.to_vec(), &limits).unwrap()
+}
+
+fn set(mmu: &Mmu<SimStage2>, id: u16, base: u64, npages: u32, backing: u16) {
+    let backing = Backing {
+        id: BackingId(backing),
+        first_page: 0,
+    };
+    mmu.set_slot(SlotId(id), Gfn::new(base), npages, backing, SlotFlags::empty())
+        .unwrap();
+}
+
+/// The guest's access, to its end; `None`: there is no memory.
+fn access(mmu: &Mmu<SimStage2>, vcpu: &mut Vcpu, gfn: u64, write: Option<u64>) -> Option<u64> {
+    let gpa = Gfn::new(gfn).gpa();
+    for _ in 0..100_000 {
+        mmu.take_requests(vcpu);
+        let tried = mmu.with_stage2(|sim| match write {
+            Some(value) => sim.write(gpa, value).map(|()| value),
+            None => sim.read(gpa),
+        });
+        let violation = match tried {
+            Ok(value) => return Some(value),
+            Err(violation) => violation,
+        };
+        match mmu.fault(vcpu, &Fault::violation(violation.gpa, violation.access)).unwrap() {
+            Outcome::Resume => {}
+            Outcome::Emulate(mmio) => {
+                assert_eq!(mmio.gfn.raw(), gfn);
+                return None;
+            }
+            other => panic!("{other:?} in EPT mode"),
+        }
+    }
+    panic!("the access to {gpa} never ends");
+}
+
+/// Runs `guest` as each vCPU, and `host` until all of them are done.
+fn run(mmu: &Mmu<SimStage2>, guest: impl Fn(u64, &mut Vcpu) + Sync, host: impl Fn(u64) + Sync) {
+    let running = AtomicU64::new(THREADS);
+    thread::scope(|scope| {
+        for thread in 0..THREADS {
+            let (guest, running) = (&guest, &running);
+            scope.spawn(move || {
+                guest(thread, &mut mmu.add_vcpu().unwrap());
+                running.fetch_sub(1, Ordering::Release);
+            });
+        }
+        for round in 0.. {
+            if running.load(Ordering::Acquire) == 0 {
+                break;
+            }
+            host(round);
+            thread::yield_now();
+        }
+    });
+    while mmu.has_background_work() {
+        mmu.background();
+    }
+    let audit = mmu.audit();
+    assert_eq!(audit.differences, 0, "{audit:?}");
+    assert_eq!(mmu.with_stage2(|sim| sim.unflushed()), 0);
+}
+
+fn random(state: &mut u64) -> u64 {
+    *state = state.wrapping_mul(6364136223846793005).wrapping_add(1442695040888963407);
+    *state >> 33
+}
+
+// REQ: LK-2: all of them begin with the same empty tables and map the same pages.
+#[test]
+fn faults_on_the_same_pages_map_each_of_them_once() {
+    for _ in 0..20 {
+        let mmu = mmu(64);
+        set(&mmu, 0, STEADY, 2048 + 4 * 512, 0);
+        run(
+            &mmu,
+            |thread, vcpu| {
+                for i in 0..512 {
+                    // Close behind each other, in each other's pages.
+                    assert!(access(&mmu, vcpu, STEADY + i * 8 + thread % 2, Some(i)).is_some());
+                }
+            },
+            |_| {},
+        );
+        assert_eq!(mmu.stat(Stat::Mapped4K) + mmu.stat(Stat::Mapped2M), 512 + 4);
+    }
+}
+
+// REQ: LK-2, ZAP-1, ZAP-2, ZAP-3, MEM-6: and everything else happens meanwhile.
+#[test]
+fn guests_see_their_memory_while_everything_is_zapped_and_slots_come_and_go() {
+    let mmu = mmu(40);
+    set(&mmu, 0, STEADY, 2048 + 4 * 512, 0);
+    let there = AtomicBool::new(false);
+    run(
+        &mmu,
+        |thread, vcpu| {
+            let mut state = thread + 1;
+            let mut own = vec![0u64; 2048 + 4 * 512];
+            let mut seen = 0;
+            for step in 0..6000u64 {
+                // Every page has one writer.
+                let page = random(&mut state) % (own.len() as u64 / THREADS) * THREADS + thread;
+                if random(&mut state).is_multiple_of(2) {
+                    own[page as usize] = step + 1;
+                    assert_eq!(access(&mmu, vcpu, STEADY + page, Some(step + 1)), Some(step + 1));
+                } else {
+                    assert_eq!(access(&mmu, vcpu, STEADY + page, None), Some(own[page as usize]));
+                }
+                // A slot that comes and goes: memory, or none.
+                let coming = COMING + random(&mut state) % 256;
+                seen += u64::from(access(&mmu, vcpu, coming, Some(step)).is_some());
+                // No memory, in tables of their own.
+                assert_eq!(access(&mmu, vcpu, 0x100_0000 + (random(&mut state) % 64) * 512, None), None);
+            }
+            assert!(seen > 0, "the slot was never there");
+        },
+        |round| {
+            if round % 3 == 0 {
+                mmu.zap_all();
+            }
+            mmu.background();
+            if !there.swap(true, Ordering::Relaxed) {
+                set(&mmu, 1, COMING, 256, 1);
+            } else if round % 2 == 0 {
+                there.store(false, Ordering::Relaxed);
+                set(&mmu, 1, COMING, 0, 1);
+            }
+        },
+    );
+    assert!(mmu.stat(Stat::GenerationWraps) > 0);
+}
+
+// REQ: ZAP-1: every vCPU is told, once.
+#[test]
+fn zap_all_asks_every_vcpu_to_reload_its_roots() {
+    let mmu = mmu(40);
+    let vcpus = [(); 3].map(|()| mmu.add_vcpu().unwrap());
+    for vcpu in &vcpus {
+        assert_eq!(mmu.take_requests(vcpu), Requests::empty());
+    }
+    mmu.zap_all();
+    for vcpu in &vcpus {
+        assert_eq!(mmu.take_requests(vcpu), Requests::RELOAD_ROOTS);
+        assert_eq!(mmu.take_requests(vcpu), Requests::empty());
+    }
+}
