@@ -4,6 +4,7 @@
 
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::thread;
+use std::time::{Duration, Instant};
 use umbra_mmu_abi::*;
 use umbra_mmu_core::fault::{Fault, Outcome};
 use umbra_mmu_core::sim::SimStage2;
@@ -48,7 +49,9 @@ fn set(mmu: &Mmu<SimStage2>, id: u16, base: u64, npages: u32, backing: u16) {
 /// The guest's access, to its end; `None`: there is no memory.
 fn access(mmu: &Mmu<SimStage2>, vcpu: &mut Vcpu, gfn: u64, write: Option<u64>) -> Option<u64> {
     let gpa = Gfn::new(gfn).gpa();
-    for _ in 0..100_000 {
+    // A slot that is going is not to be mapped until it is gone: the thread that deletes it has to run for that.
+    let end = Instant::now() + Duration::from_secs(60);
+    while Instant::now() < end {
         mmu.take_requests(vcpu);
         let tried = mmu.with_stage2(|sim| match write {
             Some(value) => sim.write(gpa, value).map(|()| value),
@@ -58,8 +61,11 @@ fn access(mmu: &Mmu<SimStage2>, vcpu: &mut Vcpu, gfn: u64, write: Option<u64>) -
             Ok(value) => return Some(value),
             Err(violation) => violation,
         };
-        match mmu.fault(vcpu, &Fault::violation(violation.gpa, violation.access)).unwrap() {
-            Outcome::Resume => {}
+        match mmu
+            .fault(vcpu, &Fault::violation(violation.gpa, violation.access))
+            .unwrap()
+        {
+            Outcome::Resume => thread::yield_now(),
             Outcome::Emulate(mmio) => {
                 assert_eq!(mmio.gfn.raw(), gfn);
                 return None;
@@ -70,6 +76,14 @@ fn access(mmu: &Mmu<SimStage2>, vcpu: &mut Vcpu, gfn: u64, write: Option<u64>) -
     panic!("the access to {gpa} never ends");
 }
 
+struct Leaving<'a>(&'a AtomicU64);
+
+impl Drop for Leaving<'_> {
+    fn drop(&mut self) {
+        self.0.fetch_sub(1, Ordering::Release);
+    }
+}
+
 /// Runs `guest` as each vCPU, and `host` until all of them are done.
 fn run(mmu: &Mmu<SimStage2>, guest: impl Fn(u64, &mut Vcpu) + Sync, host: impl Fn(u64) + Sync) {
     let running = AtomicU64::new(THREADS);
@@ -77,15 +91,16 @@ fn run(mmu: &Mmu<SimStage2>, guest: impl Fn(u64, &mut Vcpu) + Sync, host: impl F
         for thread in 0..THREADS {
             let (guest, running) = (&guest, &running);
             scope.spawn(move || {
+                // Also where it panics: the host would go on for ever.
+                let _leaving = Leaving(running);
                 guest(thread, &mut mmu.add_vcpu().unwrap());
-                running.fetch_sub(1, Ordering::Release);
             });
         }
         for round in 0.. {
-            if running.load(Ordering::Acquire) == 0 {
+            host(round);
+            if running.load(Ordering::Acquire) == 0 && round >= 12 {
                 break;
             }
-            host(round);
             thread::yield_now();
         }
     });
@@ -98,7 +113,9 @@ fn run(mmu: &Mmu<SimStage2>, guest: impl Fn(u64, &mut Vcpu) + Sync, host: impl F
 }
 
 fn random(state: &mut u64) -> u64 {
-    *state = state.wrapping_mul(6364136223846793005).wrapping_add(1442695040888963407);
+    *state = state
+        .wrapping_mul(6364136223846793005)
+        .wrapping_add(1442695040888963407);
     *state >> 33
 }
 
@@ -127,13 +144,13 @@ fn faults_on_the_same_pages_map_each_of_them_once() {
 fn guests_see_their_memory_while_everything_is_zapped_and_slots_come_and_go() {
     let mmu = mmu(40);
     set(&mmu, 0, STEADY, 2048 + 4 * 512, 0);
-    let there = AtomicBool::new(false);
+    set(&mmu, 1, COMING, 256, 1);
+    let (there, seen) = (AtomicBool::new(true), AtomicU64::new(0));
     run(
         &mmu,
         |thread, vcpu| {
             let mut state = thread + 1;
             let mut own = vec![0u64; 2048 + 4 * 512];
-            let mut seen = 0;
             for step in 0..6000u64 {
                 // Every page has one writer.
                 let page = random(&mut state) % (own.len() as u64 / THREADS) * THREADS + thread;
@@ -145,11 +162,15 @@ fn guests_see_their_memory_while_everything_is_zapped_and_slots_come_and_go() {
                 }
                 // A slot that comes and goes: memory, or none.
                 let coming = COMING + random(&mut state) % 256;
-                seen += u64::from(access(&mmu, vcpu, coming, Some(step)).is_some());
+                if access(&mmu, vcpu, coming, Some(step)).is_some() {
+                    seen.fetch_add(1, Ordering::Relaxed);
+                }
                 // No memory, in tables of their own.
-                assert_eq!(access(&mmu, vcpu, 0x100_0000 + (random(&mut state) % 64) * 512, None), None);
+                assert_eq!(
+                    access(&mmu, vcpu, 0x100_0000 + (random(&mut state) % 64) * 512, None),
+                    None
+                );
             }
-            assert!(seen > 0, "the slot was never there");
         },
         |round| {
             if round % 3 == 0 {
@@ -164,6 +185,7 @@ fn guests_see_their_memory_while_everything_is_zapped_and_slots_come_and_go() {
             }
         },
     );
+    assert!(seen.into_inner() > 0, "the slot was never there");
     assert!(mmu.stat(Stat::GenerationWraps) > 0);
 }
 
