@@ -4,6 +4,7 @@
 use crate::build::Builder;
 use crate::build::program::host_cargo;
 use crate::doctor;
+use crate::paths::write_if_changed;
 use anyhow::{Context, Result, bail, ensure};
 use regex::Regex;
 use std::path::{Path, PathBuf};
@@ -11,8 +12,10 @@ use std::process::Command;
 
 /// The version is fixed because it decides how programs are built.
 const CARGO_FUZZ: &str = "0.13.2";
-/// Corpora, from the project folder.
+/// Corpora, from the project folder: a file for each target, an input in hexadecimal digits on each line.
 const CORPUS: &str = "tests/fuzz/corpus";
+/// So long are the inputs at the most. Scripts of a few steps find little, so they are long from the start.
+const LENGTH: [&str; 2] = ["-max_len=400", "-len_control=0"];
 
 /// Fuzzes the MMU's inputs: tests/fuzz. Inputs that were found stay in target/fuzz and are used again
 #[derive(Debug, clap::Args)]
@@ -67,16 +70,29 @@ fn targets(root: &Path) -> Result<Vec<String>> {
     let folder = root.join(CORPUS);
     let mut names = Vec::new();
     for entry in std::fs::read_dir(&folder).with_context(|| format!("reading {}", folder.display()))? {
-        names.push(
-            entry
-                .context("reading the corpora")?
-                .file_name()
-                .to_string_lossy()
-                .into_owned(),
-        );
+        let path = entry.context("reading the corpora")?.path();
+        let name = path.file_stem().unwrap_or_default().to_string_lossy().into_owned();
+        names.push(name);
     }
     names.sort();
     Ok(names)
+}
+
+/// The inputs of a corpus.
+fn inputs(corpus: &str) -> Result<Vec<Vec<u8>>> {
+    let byte = |pair: &[u8]| -> Result<u8> {
+        let pair = std::str::from_utf8(pair).context("no hexadecimal digits")?;
+        u8::from_str_radix(pair, 16).with_context(|| format!("{pair:?} is no byte"))
+    };
+    let input = |line: &str| line.as_bytes().chunks(2).map(byte).collect();
+    corpus.lines().map(input).collect()
+}
+
+/// The corpus of some inputs, short ones first.
+fn corpus(mut inputs: Vec<Vec<u8>>) -> String {
+    inputs.sort_by_key(|input| (input.len(), input.clone()));
+    let line = |input: &Vec<u8>| input.iter().map(|byte| format!("{byte:02x}")).collect::<String>() + "\n";
+    inputs.iter().map(line).collect()
 }
 
 /// The program that builds and runs fuzz targets, installed for this project alone.
@@ -148,16 +164,36 @@ impl Fuzzer<'_> {
         Ok(folder)
     }
 
-    fn committed(&self, target: &str) -> PathBuf {
-        self.builder.paths.root().join(CORPUS).join(target)
+    /// The committed inputs, a file each.
+    fn committed(&self, target: &str) -> Result<PathBuf> {
+        let file = self
+            .builder
+            .paths
+            .root()
+            .join(CORPUS)
+            .join(target)
+            .with_extension("txt");
+        let text = std::fs::read_to_string(&file).with_context(|| format!("reading {}", file.display()))?;
+        let folder = fresh(self.builder.paths.target().join("fuzz/committed").join(target))?;
+        for (at, input) in inputs(&text)
+            .with_context(|| file.display().to_string())?
+            .iter()
+            .enumerate()
+        {
+            std::fs::write(folder.join(at.to_string()), input).context("writing an input")?;
+        }
+        Ok(folder)
     }
 
     fn run(&self, target: &str, seconds: u32) -> Result<Found> {
         let artifacts = self.builder.paths.target().join("fuzz/artifacts").join(target);
         std::fs::create_dir_all(&artifacts).with_context(|| format!("creating {}", artifacts.display()))?;
         let mut command = self.command("run");
-        command.arg(target).arg(self.found(target)?).arg(self.committed(target));
-        command.args(["--", &format!("-max_total_time={seconds}"), "-print_final_stats=1"]);
+        command
+            .arg(target)
+            .arg(self.found(target)?)
+            .arg(self.committed(target)?);
+        command.args(["--", &format!("-max_total_time={seconds}")]).args(LENGTH);
         // A directory, hence the slash.
         command.arg(format!("-artifact_prefix={}/", artifacts.display()));
         let (status, output) = self.builder.steps.attempt(&format!("fuzzing {target}"), &mut command)?;
@@ -169,37 +205,44 @@ impl Fuzzer<'_> {
         })
     }
 
-    /// Puts the smallest set of inputs that reaches all that committed and found ones reach into the committed corpus.
+    /// Makes the committed corpus the smallest set of inputs that reaches all code that committed and found ones reach.
     fn minimise(&self, target: &str) -> Result<()> {
-        let both = self.builder.paths.target().join("fuzz/minimised").join(target);
-        if both.exists() {
-            std::fs::remove_dir_all(&both).with_context(|| format!("removing {}", both.display()))?;
-        }
-        std::fs::create_dir_all(&both).with_context(|| format!("creating {}", both.display()))?;
+        let both = fresh(self.builder.paths.target().join("fuzz/minimised").join(target))?;
         // libFuzzer itself: cargo-fuzz merges one folder only.
         let mut command = self.command("run");
         command
             .arg(target)
             .arg(&both)
-            .arg(self.committed(target))
+            .arg(self.committed(target)?)
             .arg(self.found(target)?);
-        command.args(["--", "-merge=1"]);
+        command.args(["--", "-merge=1", "-use_counters=0"]).args(LENGTH);
         self.builder.steps.run(&format!("minimising {target}"), &mut command)?;
-        let committed = self.committed(target);
-        for folder in [&committed, &both] {
-            ensure!(folder.is_dir(), "{} is no folder", folder.display());
-        }
-        std::fs::remove_dir_all(&committed).with_context(|| format!("removing {}", committed.display()))?;
-        std::fs::create_dir_all(&committed).with_context(|| format!("creating {}", committed.display()))?;
-        let (mut files, mut bytes) = (0, 0);
+        let mut inputs = Vec::new();
         for entry in std::fs::read_dir(&both).context("reading the merged corpus")? {
-            let entry = entry.context("reading the merged corpus")?;
-            bytes += std::fs::copy(entry.path(), committed.join(entry.file_name())).context("copying an input")?;
-            files += 1;
+            let path = entry.context("reading the merged corpus")?.path();
+            inputs.push(std::fs::read(&path).with_context(|| format!("reading {}", path.display()))?);
         }
-        println!("{target}: {files} inputs, {bytes} bytes");
+        let (count, bytes) = (inputs.len(), inputs.iter().map(Vec::len).sum::<usize>());
+        let file = self
+            .builder
+            .paths
+            .root()
+            .join(CORPUS)
+            .join(target)
+            .with_extension("txt");
+        write_if_changed(&file, corpus(inputs).as_bytes())?;
+        println!("{target}: {count} inputs, {bytes} bytes");
         Ok(())
     }
+}
+
+/// An empty folder.
+fn fresh(folder: PathBuf) -> Result<PathBuf> {
+    if folder.exists() {
+        std::fs::remove_dir_all(&folder).with_context(|| format!("removing {}", folder.display()))?;
+    }
+    std::fs::create_dir_all(&folder).with_context(|| format!("creating {}", folder.display()))?;
+    Ok(folder)
 }
 
 /// What libFuzzer's output says.
@@ -228,6 +271,15 @@ fn meaning(success: bool, output: &str) -> Result<Found> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_corpus_keeps_its_inputs() {
+        let some = vec![vec![0xff, 0], vec![], vec![7]];
+        let text = corpus(some);
+        assert_eq!(text, "\n07\nff00\n");
+        assert_eq!(inputs(&text).unwrap(), [vec![], vec![7], vec![0xff, 0]]);
+        assert!(inputs("zz").is_err() && inputs("\u{e4}").is_err());
+    }
 
     #[test]
     fn a_finding_names_its_input_and_what_was_said() {

@@ -6,9 +6,24 @@
 pub struct Bytes<'a>(pub &'a [u8]);
 
 impl Bytes<'_> {
+    /// Whether there is nothing left.
+    pub fn is_empty(&self) -> bool {
+        self.0.is_empty()
+    }
+
+    /// A number below `end`, which is 256 at the most, from the next byte.
+    pub fn below(&mut self, end: usize) -> usize {
+        usize::from(self.u8()) % end
+    }
+
     /// The next byte.
     pub fn u8(&mut self) -> u8 {
         self.array::<1>()[0]
+    }
+
+    /// The next two bytes.
+    pub fn u16(&mut self) -> u16 {
+        u16::from_le_bytes(self.array())
     }
 
     /// The next eight bytes.

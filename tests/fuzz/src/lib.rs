@@ -3,12 +3,19 @@
 
 mod bytes;
 mod decode;
+mod guest_tables;
+mod operations;
+mod steps;
 
 /// What is done with an input. It panics when something is wrong.
 pub type Target = fn(&[u8]);
 
 /// The targets by name. The fuzzer's programs (cargo-fuzz/) and the replay of the corpora call the same functions.
-pub const TARGETS: [(&str, Target); 1] = [("decode", decode::decode)];
+pub const TARGETS: [(&str, Target); 3] = [
+    ("decode", decode::decode),
+    ("guest-tables", guest_tables::guest_tables),
+    ("operations", operations::operations),
+];
 
 /// Runs one target by its name.
 pub fn target(name: &str, input: &[u8]) {
