@@ -72,7 +72,7 @@ fn all<'a>(builder: &'a Builder, kernel: Option<&'a Kernel>, board: &'a Board) -
 }
 
 /// Features of the race models: each of them swaps the atomics of the MMU for those of a model checker.
-const CHECKERS: [&str; 1] = ["loom"];
+const CHECKERS: [&str; 2] = ["loom", "shuttle"];
 
 /// `cargo COMMAND` for the race models, which are no default member.
 fn races(root: &Path, command: &str, checker: &str) -> Command {
