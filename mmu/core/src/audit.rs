@@ -45,11 +45,11 @@ pub enum Difference {
 }
 
 impl Audit {
-    fn differs(&mut self, difference: Difference) {
+    pub(crate) fn differs(&mut self, difference: Difference) {
         self.differences += 1;
         self.first.get_or_insert(difference);
     }
-    fn expect(&mut self, holds: bool, difference: Difference) {
+    pub(crate) fn expect(&mut self, holds: bool, difference: Difference) {
         if !holds {
             self.differs(difference);
         }
@@ -75,6 +75,9 @@ struct Leaves {
 impl<S: Stage2> Zap<'_, S> {
     fn audit(&mut self) -> Audit {
         let mut audit = Audit::default();
+        if self.shadow(|shadow| shadow.audit(&mut audit)).is_some() {
+            return audit;
+        }
         let mut tables = self.audit_tree(self.mmu.root(), &mut audit);
         let mut root = self.tree.obsolete;
         while let Some(id) = root {

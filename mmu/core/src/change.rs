@@ -1,7 +1,6 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
 //! How do memslots change? Checked, prepared, published; refused changes leave nothing behind.
 
-use crate::Mmu;
 use crate::generation::Bumped;
 use crate::invalidate::Busy;
 use crate::locks::{Held, InSlots};
@@ -9,6 +8,7 @@ use crate::slots::{Slot, SlotState};
 use crate::stage2::{Stage2, Stage2Error};
 use crate::sync::atomic::Ordering;
 use crate::trace::Event;
+use crate::{Mmu, Mode};
 use umbra_mmu_abi::{Backing, Generation, Gfn, SlotError, SlotFlags, SlotId};
 
 /// Why a slot did not change.
@@ -72,7 +72,8 @@ impl<S: Stage2> Mmu<S> {
             if published.overlaps(&new) {
                 return Err(SlotError::Overlap.into());
             }
-            if published.tables_needed(Some(&new)) >= self.tables.capacity() {
+            // Shadow pages have a limit of their own, and room is made for them.
+            if self.mode == Mode::Ept && published.tables_needed(Some(&new)) >= self.tables.capacity() {
                 return Err(SlotError::NoSpace.into());
             }
         }

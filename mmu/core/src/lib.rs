@@ -72,6 +72,8 @@ use invalidate::Invalidations;
 use locks::{Held, LeafLock, MmuLock, SlotsArchLock, SlotsLock, Srcu};
 use pte_list::PteEntries;
 use role::Role;
+use shadow::registers::GuestCpu;
+use shadow::roots::VcpuPaging;
 use slots::SlotTable;
 use spte::{Format, ShadowLayout};
 use stage2::{BackingShape, NoRam, Resource, Stage2, Stage2Error, TableLevel};
@@ -137,6 +139,8 @@ pub struct Mmu<S: Stage2> {
     effects: LeafLock<S>,
     /// The guest's memory, which shadow mode reads tables in. EPT mode never looks at it.
     ram: S::Ram,
+    /// The guest's processor, which shadow mode stands in for.
+    guest_cpu: GuestCpu,
     /// What the vCPUs have to do before they enter the guest again (KVM: `vcpu->requests`).
     requests: [AtomicU32; MAX_VCPUS],
     stats: Stats,
@@ -144,10 +148,12 @@ pub struct Mmu<S: Stage2> {
 }
 
 /// What mmu_lock guards beside the tables.
-#[derive(Debug, Default)]
+#[derive(Default)]
 struct Tree {
     /// Roots of earlier generations, chained; the background zap works on the first.
     obsolete: Option<TableId>,
+    /// In shadow mode: all shadow pages.
+    shadow: Option<shadow::pages::Pages>,
 }
 
 #[derive(Default)]
@@ -202,7 +208,7 @@ impl<S: Stage2> Mmu<S> {
         limits: &Limits,
     ) -> Result<Self, Resource> {
         let backings: Vec<BackingInfo> = backings.into_iter().map(Into::into).collect();
-        let layout = match mode {
+        let host_layout = match mode {
             Mode::Ept => HostLayout::Frames,
             Mode::Shadow(_) => HostLayout::Linear,
         };
@@ -214,18 +220,33 @@ impl<S: Stage2> Mmu<S> {
             Mode::Ept => tables
                 .take(&mut Held::entry(), Gfn::new(0), Role::ept(TableLevel::Pml4), 0)
                 .ok_or(Resource::Tables)?,
-            // Each vCPU has its own.
-            Mode::Shadow(_) => TableId::from_raw(u32::MAX),
+            // Each vCPU has its own; this one is empty, for a guest whose cr3 names no memory.
+            Mode::Shadow(_) => tables
+                .take(
+                    &mut Held::entry(),
+                    Gfn::new(0),
+                    Role::new().with_level(1).with_invalid(true),
+                    0,
+                )
+                .ok_or(Resource::Tables)?,
+        };
+        let shadow = match mode {
+            Mode::Ept => None,
+            Mode::Shadow(layout) => {
+                assert!(layout.is_sound(), "{layout:?} has addresses that do not fit");
+                Some(shadow::pages::Pages::new(tables.capacity())?)
+            }
         };
         Ok(Self {
             mode,
             ram,
-            host: HostMemory::new(layout, &backings)?,
+            host: HostMemory::new(host_layout, &backings)?,
+            guest_cpu: GuestCpu::default(),
             slots_lock: SlotsLock::default(),
             slots_arch_lock: SlotsArchLock::default(),
             slots: Srcu::new(SlotTable::with_room()?, SlotTable::with_room()?),
             generation: SlotGeneration::new(limits.first_generation),
-            lock: MmuLock::default(),
+            lock: MmuLock::new(Tree { obsolete: None, shadow }),
             tables,
             root: AtomicU32::new(root.raw()),
             valid_gen: AtomicU64::new(0),
@@ -239,10 +260,20 @@ impl<S: Stage2> Mmu<S> {
         })
     }
 
+    /// The same MMU for a guest whose processor is `cpu`; nothing has asked about it yet. Shadow mode only looks at it.
+    #[must_use]
+    pub fn with_guest_cpu(self, cpu: GuestCpu) -> Self {
+        Self { guest_cpu: cpu, ..self }
+    }
+
     /// One more virtual processor; `None`: there are [`MAX_VCPUS`]. It stays for as long as the MMU.
     pub fn add_vcpu(&self) -> Option<Vcpu> {
         let walker = self.walkers.walker()?;
-        Some(Vcpu::new(VcpuId::new(walker.slot() as u8), walker))
+        let paging = match self.mode {
+            Mode::Ept => None,
+            Mode::Shadow(_) => Some(VcpuPaging::new(&self.guest_cpu)),
+        };
+        Some(Vcpu::new(VcpuId::new(walker.slot() as u8), walker, paging))
     }
 
     /// Takes what a vCPU was asked to do before it enters the guest. In EPT mode the hardware's root stays, and there is
@@ -316,6 +347,21 @@ impl<S: Stage2> Mmu<S> {
     #[inline]
     fn root(&self) -> TableId {
         TableId::from_raw(self.root.load(Ordering::Acquire))
+    }
+
+    /// `mmu_valid_gen`, for tables that are made under mmu_lock.
+    fn valid_gen(&self) -> u64 {
+        self.valid_gen.load(Ordering::Relaxed)
+    }
+
+    /// One leaf of `level` more.
+    fn count_mapped(&self, level: PageLevel) {
+        self.stats.mapped(level).fetch_add(1, Ordering::Relaxed);
+    }
+
+    /// One less.
+    fn count_unmapped(&self, level: PageLevel) {
+        self.stats.mapped(level).fetch_sub(1, Ordering::Relaxed);
     }
 
     /// Whether a table belongs to an earlier `mmu_valid_gen`.

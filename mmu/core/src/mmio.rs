@@ -165,6 +165,9 @@ impl<S: Stage2> Zap<'_, S> {
     pub(crate) fn mmio(&mut self) {
         // Who read the generation before it wrapped must not write it into an spte after this.
         self.mmu.invalidate.bump();
+        if let Some((tables, sptes)) = self.shadow(|shadow| shadow.zap_mmio()) {
+            return self.mmu.trace.event(|| Event::ZapMmio { tables, sptes });
+        }
         let (mut tables, mut sptes) = (0, 0);
         while let Some(id) = self.mmu.tables.oldest_mmio(self.held) {
             tables += 1;

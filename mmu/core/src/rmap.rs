@@ -78,6 +78,12 @@ impl<S: Stage2> Zap<'_, S> {
     /// Takes away every leaf that maps a page of the range, also those that map more.
     // REQ: HOST-1, SP-12
     pub(crate) fn drop_leaves(&mut self, slot: &Slot, range: Range<Gfn>, cut: Cut) {
+        if self
+            .shadow(|shadow| shadow.zap_range(slot, range.start, range.end))
+            .is_some()
+        {
+            return;
+        }
         for size in PageLevel::ALL {
             let mut from = range.start;
             while let Some(gfn) = slot.data.next_mapped(size, from, range.end) {

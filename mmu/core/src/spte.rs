@@ -216,6 +216,15 @@ impl Spte {
         }
     }
 
+    /// Whether it caches the absence of memory; cheap, for words that this crate wrote.
+    #[inline]
+    pub(crate) const fn is_mmio(self, format: Format) -> bool {
+        match format {
+            Format::Ept => self.0 & MMIO_TAG == MMIO_TAG,
+            Format::Shadow(_) => shadow::is_mmio(self.0),
+        }
+    }
+
     /// The table that a walk goes on to, if any; cheap, for words that this crate wrote.
     #[inline]
     pub(crate) const fn peek_table(self, format: Format) -> Option<TableId> {

@@ -3,6 +3,7 @@
 
 use crate::generation::Stamp;
 use crate::pte_list::PteReserve;
+use crate::shadow::roots::VcpuPaging;
 use crate::sync::{MAX_WALKERS, Walker};
 use crate::table::TableId;
 use umbra_mmu_abi::Gfn;
@@ -39,11 +40,13 @@ pub struct Vcpu {
     pub(crate) reserve: PteReserve,
     pub(crate) mmio: MmioCache,
     pub(crate) spurious: Spurious,
+    /// In shadow mode: its registers and roots.
+    pub(crate) paging: Option<VcpuPaging>,
 }
 
 impl Vcpu {
     /// With nothing in its caches.
-    pub(crate) fn new(id: VcpuId, walker: Walker) -> Self {
+    pub(crate) fn new(id: VcpuId, walker: Walker, paging: Option<VcpuPaging>) -> Self {
         Self {
             id,
             walker,
@@ -51,6 +54,7 @@ impl Vcpu {
             reserve: PteReserve::default(),
             mmio: MmioCache::EMPTY,
             spurious: Spurious::NONE,
+            paging,
         }
     }
 
@@ -138,7 +142,6 @@ impl MmioCache {
     }
 
     /// Forgets `page`: invlpg.
-    #[expect(dead_code, reason = "EPT mode has no guest-virtual addresses")]
     pub(crate) fn drop_page(&mut self, page: u64) {
         if self.page == page {
             self.drop_all();

@@ -9,12 +9,15 @@ use crate::stage2::{Stage2, TableLevel, Unflushed};
 use crate::sync::atomic::Ordering;
 use crate::table::{ENTRIES, SptePlace, TableId};
 use crate::trace::Event;
-use crate::{Mmu, Requests, Tree};
+use crate::{Mmu, Mode, Requests, Tree};
 use core::ops::Range;
 use umbra_mmu_abi::{Gfn, PageLevel};
 
 /// Steps of one background batch: so much a faulting vCPU may have to wait for.
 pub const ZAP_BATCH: u32 = 64;
+
+/// Shadow pages of one background batch (KVM: `BATCH_ZAP_PAGES`).
+pub const ZAP_PAGES: usize = 10;
 
 /// Empty sptes that count as one step.
 const SCAN_PER_STEP: u32 = 64;
@@ -91,6 +94,10 @@ impl<S: Stage2> Mmu<S> {
     pub fn zap_all(&self) {
         self.stats.zap_alls.fetch_add(1, Ordering::Relaxed);
         let mut held = Held::entry();
+        if let Mode::Shadow(_) = self.mode {
+            self.zap_in_section(&mut held, |zap| zap.shadow(|shadow| shadow.zap_all()));
+            return self.request_all(Requests::RELOAD_ROOTS);
+        }
         // Other vCPUs may have drawn the last tables; they use them, or put them back.
         while !self.zap_in_section(&mut held, |zap| zap.all()) {
             crate::sync::relax();
@@ -100,14 +107,21 @@ impl<S: Stage2> Mmu<S> {
 
     /// Whether [`Mmu::background`] has something to do.
     pub fn has_background_work(&self) -> bool {
-        self.lock.read(&mut Held::entry()).obsolete.is_some()
+        let mut held = Held::entry();
+        let tree = self.lock.read(&mut held);
+        let pages = tree.shadow.as_ref().is_some_and(|pages| self.has_obsolete_pages(pages));
+        tree.obsolete.is_some() || pages
     }
 
     /// One bounded batch of the work that zap-all left over.
     // REQ: ZAP-2
     pub fn background(&self) {
         if self.has_background_work() {
-            self.zap_in_section(&mut Held::entry(), |zap| zap.obsolete(ZAP_BATCH));
+            self.zap_in_section(&mut Held::entry(), |zap| {
+                if zap.shadow(|shadow| shadow.zap_obsolete(ZAP_PAGES)).is_none() {
+                    zap.obsolete(ZAP_BATCH);
+                }
+            });
         }
     }
 }
@@ -171,6 +185,9 @@ impl<S: Stage2> Zap<'_, S> {
     // REQ: MEM-7, SP-12
     pub(crate) fn slot(&mut self, slot: &Slot) {
         self.mmu.invalidate.bump();
+        if self.shadow(|shadow| shadow.zap_slot(slot)).is_some() {
+            return;
+        }
         for size in PageLevel::ALL {
             let mut from = slot.base;
             while let Some(gfn) = slot.data.next_mapped(size, from, slot.end()) {

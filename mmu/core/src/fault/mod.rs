@@ -13,13 +13,13 @@ pub use classify::{Class, Walk};
 pub(crate) use install::{Blocked, Installed};
 pub use plan::MapPlan;
 
-use crate::Mmu;
 use crate::generation::Stamp;
 use crate::locks::{Held, InSection};
 use crate::slots::{GFN_LIMIT, SlotTable};
 use crate::stage2::{Frame, Stage2, Stage2Error, TableLevel};
 use crate::sync::atomic::Ordering;
 use crate::vcpu::Vcpu;
+use crate::{Mmu, Mode};
 use plan::{Backed, find_frame};
 use umbra_mmu_abi::{Access, Gfn, Gpa, Mmio, PAGE_SHIFT};
 
@@ -209,6 +209,9 @@ impl<S: Stage2> Mmu<S> {
     #[cold]
     #[inline(never)]
     fn handle(&self, vcpu: &mut Vcpu, fault: &Fault) -> Result<Outcome, FaultError> {
+        if let Mode::Shadow(_) = self.mode {
+            return self.shadow_fault(vcpu, fault);
+        }
         for _ in 0..ATTEMPTS {
             match self.attempt(vcpu, fault) {
                 Ok(None) => {}
@@ -320,7 +323,7 @@ impl<S: Stage2> Mmu<S> {
     /// The host does not have the frame, if that is still so: nobody changes it just now.
     // REQ: PF-3, HOST-1
     #[cold]
-    fn ask_host(&self, held: &mut Held<InSection>, seq: u64, gfn: Gfn, fault: HostFault) -> Option<Outcome> {
+    pub(crate) fn ask_host(&self, held: &mut Held<InSection>, seq: u64, gfn: Gfn, fault: HostFault) -> Option<Outcome> {
         let _guard = self.lock.read(held);
         (!self.invalidate.must_retry(seq, gfn)).then_some(Outcome::Host(fault))
     }
@@ -404,13 +407,13 @@ impl<S: Stage2> Mmu<S> {
     }
 
     #[inline(always)]
-    fn resume(&self) -> Outcome {
+    pub(crate) fn resume(&self) -> Outcome {
         self.stats.resumed.fetch_add(1, Ordering::Relaxed);
         Outcome::Resume
     }
 
     #[inline(always)]
-    fn emulate(&self, mmio: Mmio) -> Outcome {
+    pub(crate) fn emulate(&self, mmio: Mmio) -> Outcome {
         self.stats.emulated.fetch_add(1, Ordering::Relaxed);
         Outcome::Emulate(mmio)
     }

@@ -127,9 +127,9 @@ impl Paging {
         self.smap && !self.role.cr0_wp()
     }
 
-    /// Whether the supervisor may not fetch from user pages.
-    pub const fn smep(&self) -> bool {
-        self.smep
+    /// cr4.smep and cr4.smap as hardware must have them.
+    pub const fn hardware_cr4(&self) -> u64 {
+        (if self.smep { CR4_SMEP } else { 0 }) | if self.smap { CR4_SMAP } else { 0 }
     }
 
     /// Whether the supervisor may not touch user pages unless EFLAGS.AC is set.

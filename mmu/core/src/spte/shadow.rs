@@ -143,6 +143,11 @@ pub(super) const fn is_frame(word: u64) -> bool {
 }
 
 #[inline]
+pub(super) const fn is_mmio(word: u64) -> bool {
+    word & RESERVED != 0
+}
+
+#[inline]
 pub(super) const fn peek_table(layout: &ShadowLayout, word: u64) -> Option<TableId> {
     match word & (RESERVED | LEAF | PRESENT) == PRESENT {
         true => Some(TableId::from_raw(
