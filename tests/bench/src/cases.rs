@@ -1,0 +1,162 @@
+// SPDX-License-Identifier: MIT OR Apache-2.0
+//! What is measured in EPT mode? Each case sets its machine up and then does `count` operations inside [`measured`].
+
+use crate::count::measured;
+use std::hint::black_box;
+use umbra_mmu_abi::{Access, Backing, BackingId, Generation, Gfn, SlotFlags, SlotId};
+use umbra_mmu_core::fault::Fault;
+use umbra_mmu_core::null::NullStage2;
+use umbra_mmu_core::stage2::BackingShape;
+use umbra_mmu_core::vcpu::Vcpu;
+use umbra_mmu_core::{Limits, Mmu};
+
+/// Pages of backing 0, in frames of 4K; backing 1 has as much in frames of 2M.
+const SMALL_PAGES: u32 = 1 << 15;
+const LARGE_FRAMES: u32 = 1 << 13;
+
+/// One thing to measure.
+pub struct Case {
+    /// What it is.
+    pub name: &'static str,
+    /// Instructions that one operation may take.
+    pub budget: u64,
+    /// Operations that are averaged.
+    pub count: u64,
+    /// Does them.
+    pub run: fn(u64),
+}
+
+/// All cases of EPT mode.
+pub const CASES: &[Case] = &[
+    case("EPT fault, fresh 4K page", 300, 16_000, fresh_small_page),
+    case("EPT fault, fresh 2M page", 300, 8000, fresh_large_page),
+    case("EPT write fault, W restored without the lock", 300, 4096, restore_write),
+    case("MMIO fault, cached by the vCPU", 60, 4000, mmio_remembered),
+    case("MMIO fault, cached in an spte", 60, 4000, mmio_in_spte),
+    case("MMIO fault after a slot change", 600, 4000, mmio_refresh),
+    case("slot lookup among 509", 40, 4000, slot_lookup),
+    case("write-protecting a page, 4096 at once", 20, 4096, write_protect),
+];
+
+const fn case(name: &'static str, budget: u64, count: u64, run: fn(u64)) -> Case {
+    Case {
+        name,
+        budget,
+        count,
+        run,
+    }
+}
+
+/// Hardware that does nothing, and slots' backings.
+pub fn machine(tables: usize) -> Mmu<NullStage2> {
+    let limits = Limits {
+        tables,
+        rmap_entries: 64,
+        first_generation: Generation(0),
+    };
+    let shapes = vec![
+        BackingShape {
+            small_head: SMALL_PAGES,
+            large: 0,
+            small_tail: 0,
+        },
+        BackingShape {
+            small_head: 0,
+            large: LARGE_FRAMES,
+            small_tail: 0,
+        },
+    ];
+    Mmu::new(NullStage2::default(), shapes, &limits).expect("memory for the tables")
+}
+
+/// Makes slot `id` of a backing's first pages.
+pub fn set(mmu: &Mmu<NullStage2>, id: u16, base: u64, npages: u32, backing: u16, flags: SlotFlags) {
+    let backing = Backing {
+        id: BackingId(backing),
+        first_page: u32::from(id) * 8 % SMALL_PAGES,
+    };
+    mmu.set_slot(SlotId(id), Gfn::new(base), npages, backing, flags)
+        .expect("a slot");
+}
+
+/// One fault of the guest.
+pub fn fault(mmu: &Mmu<NullStage2>, vcpu: &mut Vcpu, gfn: u64, access: Access) {
+    let fault = Fault::violation(Gfn::new(gfn).gpa(), access);
+    let outcome = mmu.fault(vcpu, black_box(&fault));
+    assert!(black_box(&outcome).is_ok(), "{outcome:?}");
+}
+
+fn fresh_small_page(count: u64) {
+    let mmu = machine(128);
+    set(&mmu, 0, 0x1000, SMALL_PAGES, 0, SlotFlags::empty());
+    let mut vcpu = mmu.add_vcpu().expect("a vCPU");
+    measured(|| (0..count).for_each(|i| fault(&mmu, &mut vcpu, 0x1000 + i, Access::Write)));
+}
+
+fn fresh_large_page(count: u64) {
+    let mmu = machine(128);
+    set(&mmu, 0, 0x1000, LARGE_FRAMES * 512, 1, SlotFlags::empty());
+    let mut vcpu = mmu.add_vcpu().expect("a vCPU");
+    measured(|| (0..count).for_each(|i| fault(&mmu, &mut vcpu, 0x1000 + i * 512, Access::Write)));
+}
+
+/// Pages that dirty logging has write-protected.
+fn logged(count: u64) -> (Mmu<NullStage2>, Vcpu) {
+    let mmu = machine(128);
+    set(&mmu, 0, 0x1000, SMALL_PAGES, 0, SlotFlags::empty());
+    let mut vcpu = mmu.add_vcpu().expect("a vCPU");
+    (0..count).for_each(|i| fault(&mmu, &mut vcpu, 0x1000 + i, Access::Write));
+    (mmu, vcpu)
+}
+
+fn restore_write(count: u64) {
+    let (mmu, mut vcpu) = logged(count);
+    set(&mmu, 0, 0x1000, SMALL_PAGES, 0, SlotFlags::LOG_DIRTY);
+    measured(|| (0..count).for_each(|i| fault(&mmu, &mut vcpu, 0x1000 + i, Access::Write)));
+}
+
+fn write_protect(count: u64) {
+    let (mmu, _) = logged(count);
+    measured(|| set(&mmu, 0, 0x1000, SMALL_PAGES, 0, SlotFlags::LOG_DIRTY));
+}
+
+fn mmio_remembered(count: u64) {
+    let mmu = machine(16);
+    let mut vcpu = mmu.add_vcpu().expect("a vCPU");
+    fault(&mmu, &mut vcpu, 0xfec00, Access::Write);
+    measured(|| (0..count).for_each(|_| fault(&mmu, &mut vcpu, 0xfec00, Access::Write)));
+}
+
+fn mmio_in_spte(count: u64) {
+    let mmu = machine(16);
+    let mut vcpu = mmu.add_vcpu().expect("a vCPU");
+    for gfn in [0xfec00, 0xfed00] {
+        fault(&mmu, &mut vcpu, gfn, Access::Write);
+    }
+    // Two pages in turn: the vCPU remembers one.
+    measured(|| (0..count).for_each(|i| fault(&mmu, &mut vcpu, 0xfec00 + (i & 1) * 0x100, Access::Write)));
+}
+
+fn mmio_refresh(count: u64) {
+    let mmu = machine(128);
+    let mut vcpu = mmu.add_vcpu().expect("a vCPU");
+    for i in 0..count {
+        fault(&mmu, &mut vcpu, 0x10_0000 + i, Access::Write);
+    }
+    set(&mmu, 1, 0x2000, 8, 0, SlotFlags::empty());
+    measured(|| (0..count).for_each(|i| fault(&mmu, &mut vcpu, 0x10_0000 + i, Access::Write)));
+}
+
+fn slot_lookup(count: u64) {
+    let mmu = machine(128);
+    for id in 0..509 {
+        set(&mmu, id, 0x1000 + u64::from(id) * 16, 8, 0, SlotFlags::empty());
+    }
+    mmu.with_slots(|slots| {
+        measured(|| {
+            (0..count).for_each(|i| {
+                black_box(slots.lookup(Gfn::new(0x1000 + i * 7919 % 8192)));
+            });
+        });
+    });
+}
