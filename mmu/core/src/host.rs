@@ -251,36 +251,18 @@ impl HostMemory {
 
     /// What is behind a page of a backing.
     // REQ: PF-1
-    #[inline]
+    #[inline(always)]
     pub fn page(&self, frame: Frame) -> HostView {
         let backing = self.of(frame);
-        let at = frame.page() + backing.pad;
-        let access = backing.kind.access();
-        let page = |level: PageLevel, access| {
-            let into = at & (level.frames() as u32 - 1);
-            let first = Frame::of_checked(frame.backing(), frame.page() - into);
-            HostPage { first, level, access }
-        };
-        let chunk = (at >> CHUNK_SHIFT) as usize;
-        match backing.chunks[chunk].load(Ordering::Acquire) {
-            SMALL => HostView::Page(page(PageLevel::K4, access)),
-            0 if backing.giants[chunk >> GIANT_SHIFT].load(Ordering::Acquire) == 0 => {
-                HostView::Page(page(PageLevel::G1, access))
-            }
-            0 => HostView::Page(page(PageLevel::M2, access)),
-            // A large frame changes as a whole; of a mere run, each page.
-            word => {
-                let whole = word & !FOR_LOG == CHUNK && backing.layout == HostLayout::Frames;
-                let level = if whole { PageLevel::M2 } else { PageLevel::K4 };
-                match (word, backing.state(frame.page())) {
-                    (SPLIT_FOR_LOG, _) => HostView::Split(page(PageLevel::K4, access)),
-                    (FOR_LOG, _) => HostView::Whole(page(PageLevel::M2, access)),
-                    (_, PageState::Resident) => HostView::Page(page(PageLevel::K4, access)),
-                    (_, PageState::WriteProtected) => HostView::Page(page(level, GuestAccess::ReadExec)),
-                    (_, PageState::Away) => HostView::Away,
-                    (_, PageState::Revoked) => HostView::Revoked,
-                }
-            }
+        let chunk = (frame.page() + backing.pad) >> CHUNK_SHIFT;
+        match backing.chunks[chunk as usize].load(Ordering::Acquire) {
+            // The usual one first.
+            SMALL => HostView::Page(HostPage {
+                first: frame,
+                level: PageLevel::K4,
+                access: backing.kind.access(),
+            }),
+            word => backing.page(frame, word),
         }
     }
 
@@ -443,6 +425,35 @@ impl HostBacking {
             giants,
             states: [filled(words)?, filled(words)?],
         })
+    }
+
+    /// What is behind a page of a chunk with this word.
+    fn page(&self, frame: Frame, word: u32) -> HostView {
+        let at = frame.page() + self.pad;
+        let page = |level: PageLevel, access| {
+            let into = at & (level.frames() as u32 - 1);
+            let first = Frame::of_checked(frame.backing(), frame.page() - into);
+            HostPage { first, level, access }
+        };
+        let access = self.kind.access();
+        if word == 0 {
+            let giant = &self.giants[at as usize >> (CHUNK_SHIFT + GIANT_SHIFT)];
+            return match giant.load(Ordering::Acquire) {
+                0 => HostView::Page(page(PageLevel::G1, access)),
+                _ => HostView::Page(page(PageLevel::M2, access)),
+            };
+        }
+        // A large frame changes as a whole; of a mere run, each page.
+        let whole = word & !FOR_LOG == CHUNK && self.layout == HostLayout::Frames;
+        let level = if whole { PageLevel::M2 } else { PageLevel::K4 };
+        match (word, self.state(frame.page())) {
+            (SPLIT_FOR_LOG, _) => HostView::Split(page(PageLevel::K4, access)),
+            (FOR_LOG, _) => HostView::Whole(page(PageLevel::M2, access)),
+            (_, PageState::Resident) => HostView::Page(page(PageLevel::K4, access)),
+            (_, PageState::WriteProtected) => HostView::Page(page(level, GuestAccess::ReadExec)),
+            (_, PageState::Away) => HostView::Away,
+            (_, PageState::Revoked) => HostView::Revoked,
+        }
     }
 
     fn state(&self, page: u32) -> PageState {

@@ -9,6 +9,7 @@ use crate::stage2::Resource;
 use crate::sync::atomic::{AtomicU32, AtomicU64, Ordering};
 use crate::table::{SptePlace, TableId};
 use alloc::vec::Vec;
+use core::ops::ControlFlow;
 
 /// Bit 0 clear: nobody (0), or the only spte. Bit 0 set: the first entry of a chain. Bit 1: somebody changes the chain.
 // REQ: SP-4, RM-1
@@ -143,6 +144,40 @@ impl PteList {
             Kind::One(place) => ended(Some(place)),
             Kind::Many(_) => self.locked_places(entries),
         }
+    }
+
+    /// The place of the only spte, as [`SptePlace::pack`] has it.
+    ///
+    /// # Errors
+    /// There are more. For none the place is one that no table has.
+    #[inline(always)]
+    pub(crate) fn single(&self) -> Result<u64, ()> {
+        let word = self.0.load(Ordering::Acquire);
+        match word & MANY {
+            0 => Ok((word >> PAYLOAD_SHIFT).wrapping_sub(1)),
+            _ => Err(()),
+        }
+    }
+
+    /// Calls `act` with the sptes in it until it breaks. As with [`PteList::places`], a chain is locked meanwhile.
+    #[inline(always)]
+    pub fn each<B>(&self, entries: &PteEntries, mut act: impl FnMut(SptePlace) -> ControlFlow<B>) -> ControlFlow<B> {
+        let word = self.0.load(Ordering::Acquire);
+        match word & MANY {
+            0 if word >> PAYLOAD_SHIFT == 0 => ControlFlow::Continue(()),
+            0 => act(unpack(word >> PAYLOAD_SHIFT)),
+            _ => self.each_of_chain(entries, &mut act),
+        }
+    }
+
+    #[cold]
+    #[inline(never)]
+    fn each_of_chain<B>(
+        &self,
+        entries: &PteEntries,
+        act: &mut impl FnMut(SptePlace) -> ControlFlow<B>,
+    ) -> ControlFlow<B> {
+        self.places(entries).try_for_each(act)
     }
 
     #[cold]

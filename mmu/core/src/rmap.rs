@@ -11,7 +11,7 @@ use crate::pte_list::PteList;
 use crate::slots::Slot;
 use crate::spte::{Format, Leaf, Spte, SpteKind, Touched, Writable};
 use crate::stage2::{Frame, Stage2, Stage2Error, TableLevel, TableWords, Unflushed};
-use crate::table::{SptePlace, Tables};
+use crate::table::{SptePlace, Tables, give_write, take_write};
 use crate::zap::{Cut, Zap};
 use core::ops::{ControlFlow, Range};
 use umbra_mmu_abi::{Gfn, PageLevel};
@@ -35,6 +35,7 @@ struct Writes<'a, S: Stage2> {
     removed: &'a mut Unflushed,
     slot: &'a Slot,
     size: PageLevel,
+    format: Format,
     bits: u64,
     /// Whether there are tables that are not hardware's any more.
     obsolete: bool,
@@ -43,31 +44,29 @@ struct Writes<'a, S: Stage2> {
 impl<S: Stage2> Writes<'_, S> {
     #[inline(always)]
     fn take(&mut self, gfn: Gfn, list: &PteList) -> ControlFlow<Lost> {
-        for place in list.places(&self.mmu.pte_entries) {
+        list.each(&self.mmu.pte_entries, |place| {
             // Most of them have no W any more.
-            if self.mmu.tables.clear(place, self.bits).has_write() && self.tell_hardware(gfn, place).is_err() {
-                return ControlFlow::Break((gfn, self.size, place));
+            match self.mmu.tables.take_write(place, self.bits) {
+                Some(left) if self.tell_hardware(gfn, place, left).is_err() => {
+                    ControlFlow::Break((gfn, self.size, place))
+                }
+                Some(_) | None => ControlFlow::Continue(()),
             }
-        }
-        ControlFlow::Continue(())
+        })
     }
 
-    /// Makes hardware's mapping what the spte says now.
+    /// Makes hardware's mapping what is left of the leaf. Whoever sets W again waits for the hardware until this is done.
     #[inline(always)]
-    fn tell_hardware(&mut self, gfn: Gfn, place: SptePlace) -> Result<(), Stage2Error> {
-        match self.mmu.tables.format() {
+    fn tell_hardware(&mut self, gfn: Gfn, place: SptePlace, left: Spte) -> Result<(), Stage2Error> {
+        match self.format {
             Format::Ept if self.obsolete && self.mmu.is_obsolete(place.table) => {}
-            Format::Ept => {
-                if let SpteKind::Leaf(leaf) = self.mmu.tables.kind(place) {
-                    match self.stage2.protect(self.slot.id, gfn, &leaf) {
-                        Ok(removed) => self.removed.and(removed),
-                        Err(error) => {
-                            self.mmu.tables.set(place, Spte::EMPTY);
-                            return Err(error);
-                        }
-                    }
+            Format::Ept => match self.stage2.protect(self.slot.id, gfn, &left.known_leaf(self.size)) {
+                Ok(removed) => self.removed.and(removed),
+                Err(error) => {
+                    self.mmu.tables.set(place, Spte::EMPTY);
+                    return Err(error);
                 }
-            }
+            },
             Format::Shadow(_) => self.removed.and(Unflushed::removed(1)),
         }
         Ok(())
@@ -128,6 +127,12 @@ impl<S: Stage2> Zap<'_, S> {
         range: Range<Gfn>,
         how: Protect,
     ) -> Result<(), Lost> {
+        if (size, how) == (PageLevel::K4, Protect::ForLog) {
+            for (word, mask) in slot.data.marked_words(range) {
+                self.take_writes(slot, word, mask)?;
+            }
+            return Ok(());
+        }
         let mut writes = self.writes(slot, size, how);
         match slot.data.each_mapped(size, range, |gfn, list| writes.take(gfn, list)) {
             ControlFlow::Continue(()) => Ok(()),
@@ -135,22 +140,65 @@ impl<S: Stage2> Zap<'_, S> {
         }
     }
 
-    /// Takes W from the leaves that map those of 64 pages that `mask` names, also from those that map more.
+    /// Takes W from the leaves that map those of 64 pages of 4K that `mask` names, so that faults without mmu_lock may set
+    /// it again.
     // REQ: DT-1, DT-3
-    pub(crate) fn write_protect_word(&mut self, slot: &Slot, word: usize, mask: u64) {
+    #[inline]
+    fn take_writes(&mut self, slot: &Slot, word: usize, mask: u64) -> Result<(), Lost> {
+        let mmu = self.mmu;
+        let mut others = mask;
+        // The usual case, without what would slow it down: one spte a page, of tables that are hardware's.
+        let usual = mmu.tables.format() == Format::Ept && self.tree.obsolete.is_none();
+        if let Some(words) = mmu.tables.in_a_row().filter(|_| usual) {
+            let mut stage2 = mmu.effects.lock(self.held);
+            let mut removed = 0;
+            others = slot.data.each_single_of(word, mask, |first, bit, packed| {
+                let Some(spte) = words.get(packed as usize) else {
+                    return ControlFlow::Continue(());
+                };
+                if let Some(left) = take_write(spte) {
+                    let leaf = left.known_leaf(PageLevel::K4);
+                    match stage2.protect(slot.id, Gfn::new(first.raw() + u64::from(bit)), &leaf) {
+                        Ok(unflushed) => removed += unflushed.settle(),
+                        // Once more, where it is known what to do.
+                        Err(_) => {
+                            give_write(spte);
+                            return ControlFlow::Break(());
+                        }
+                    }
+                }
+                ControlFlow::Continue(())
+            });
+            self.removed.and(Unflushed::removed(removed));
+        }
+        if others == 0 {
+            return Ok(());
+        }
         let mut writes = self.writes(slot, PageLevel::K4, Protect::ForLog);
-        let found = slot.data.each_mapped_of(word, mask, |gfn, list| writes.take(gfn, list));
-        drop(writes);
+        match slot
+            .data
+            .each_mapped_of(word, others, |gfn, list| writes.take(gfn, list))
+        {
+            ControlFlow::Continue(()) => Ok(()),
+            ControlFlow::Break(lost) => Err(lost),
+        }
+    }
+
+    /// The same for all leaves that map one of the pages, also those that map more.
+    // REQ: DT-1, LP-4
+    pub(crate) fn write_protect_word(&mut self, slot: &Slot, word: usize, mask: u64) {
         let start = slot.data.dirty.gfn_of(word);
         let range = start..Gfn::new(start.raw() + 64).min(slot.end());
-        if let ControlFlow::Break((gfn, size, place)) = found {
+        if let Err((gfn, size, place)) = self.take_writes(slot, word, mask) {
             self.lost(slot, gfn, size, place);
             return self.write_protect(slot, range, Protect::ForLog);
         }
-        for size in [PageLevel::M2, PageLevel::G1] {
-            if slot.data.next_mapped(size, range.start, range.end).is_some() {
-                self.write_protect(slot, range.clone(), Protect::ForLog);
-            }
+        let large = [PageLevel::M2, PageLevel::G1];
+        if large
+            .into_iter()
+            .any(|size| slot.data.next_mapped(size, range.start, range.end).is_some())
+        {
+            self.write_protect(slot, range, Protect::ForLog);
         }
     }
 
@@ -166,6 +214,7 @@ impl<S: Stage2> Zap<'_, S> {
             removed: &mut self.removed,
             slot,
             size,
+            format: self.mmu.tables.format(),
             bits: Spte::above(self.mmu.tables.format(), left),
             obsolete: self.tree.obsolete.is_some(),
         }

@@ -152,6 +152,51 @@ impl SlotData {
         self.level(PageLevel::K4).each_of_word(word, mask, &mut act)
     }
 
+    /// Those of 64 pages of 4K that `mask` names, where one spte maps them: `act` gets the first bit's page, and the bit and
+    /// the spte's place as [`SptePlace::pack`] has it. The pages that more sptes map are the answer. Where it breaks, the
+    /// pages from there on are in the answer too.
+    #[inline(always)]
+    pub(crate) fn each_single_of(
+        &self,
+        word: usize,
+        mask: u64,
+        mut act: impl FnMut(Gfn, u32, u64) -> ControlFlow<()>,
+    ) -> u64 {
+        let level = self.level(PageLevel::K4);
+        let mut marks = level.used.words[word].load(Ordering::SeqCst) & mask;
+        let first = Gfn::new(level.first + word as u64 * 64);
+        let heads: &[PteList; 64] = level.heads[word * 64..][..64].try_into().expect("whole words");
+        let mut chains = 0;
+        while marks != 0 {
+            let bit = marks.trailing_zeros();
+            match heads[bit as usize].single() {
+                Ok(packed) => {
+                    if act(first, bit, packed).is_break() {
+                        return chains | marks;
+                    }
+                }
+                Err(()) => chains |= 1 << bit,
+            }
+            marks &= marks - 1;
+        }
+        chains
+    }
+
+    /// The words of the index that have marks in a range, and which of their pages are in it.
+    pub(crate) fn marked_words(&self, range: Range<Gfn>) -> impl Iterator<Item = (usize, u64)> {
+        let level = self.level(PageLevel::K4);
+        let start = level.at(range.start);
+        let end = start + (range.end.raw() - range.start.raw()) as usize;
+        let mut from = start;
+        core::iter::from_fn(move || {
+            let at = (from < end).then(|| level.used.next(from..end)).flatten()?;
+            let word = at / 64;
+            from = (word + 1) * 64;
+            let last = if from > end { u64::MAX >> (from - end) } else { u64::MAX };
+            Some((word, u64::MAX << (at % 64) & last))
+        })
+    }
+
     /// How many sptes there are.
     pub fn count(&self, entries: &PteEntries) -> u32 {
         let heads = self.levels.iter().flat_map(|level| &level.heads);
@@ -178,7 +223,8 @@ impl LevelRmap {
         Ok(Self {
             first,
             shift,
-            heads: filled(count)?,
+            // Whole words of the index, so that a search needs no look at the length.
+            heads: filled(count.next_multiple_of(64))?,
             used: UsedIndex::new(count)?,
         })
     }

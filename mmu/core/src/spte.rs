@@ -284,10 +284,25 @@ impl Spte {
         now & !left
     }
 
+    /// What a word of an EPT mirror says that is known to be a leaf, of this size.
+    #[inline(always)]
+    pub(crate) const fn known_leaf(self, level: PageLevel) -> Leaf {
+        ept::known_leaf(self.0, level)
+    }
+
+    /// W of a leaf, in both formats.
+    pub(crate) const WRITE: u64 = shadow::WRITE;
+
     /// Whether a leaf has W.
     #[inline]
     pub(crate) const fn has_write(self) -> bool {
-        self.0 & shadow::WRITE != 0
+        self.0 & Self::WRITE != 0
+    }
+
+    /// The same leaf without W.
+    #[inline]
+    pub(crate) const fn without_write(self) -> Self {
+        Self(self.0 & !Self::WRITE)
     }
 
     /// The accessed bit of a leaf of a table that hardware walks.

@@ -397,6 +397,13 @@ pub trait TableWords {
     fn words(&self, table: TableId) -> &[AtomicU64; ENTRIES];
     /// Tables that there are.
     fn capacity(&self) -> usize;
+    /// All words in a row, where they lie so: the word of a place at the number that [`SptePlace::pack`] makes of it.
+    ///
+    /// [`SptePlace::pack`]: crate::table::SptePlace::pack
+    #[inline]
+    fn in_a_row(&self) -> Option<&[AtomicU64]> {
+        None
+    }
 }
 
 /// How large a guest's table entry is.

@@ -280,6 +280,28 @@ impl TableWords for HeapWords {
     fn capacity(&self) -> usize {
         self.0.len()
     }
+    #[inline]
+    fn in_a_row(&self) -> Option<&[AtomicU64]> {
+        Some(self.0.as_flattened())
+    }
+}
+
+/// Takes W, and nothing else, from a leaf; the leaf that is left, if it had W. See [`Tables::take_write`].
+// REQ: DT-3
+#[inline(always)]
+pub(crate) fn take_write(word: &AtomicU64) -> Option<Spte> {
+    let old = Spte::from_raw(word.load(Ordering::Acquire));
+    if !old.has_write() {
+        return None;
+    }
+    word.fetch_and(!Spte::WRITE, Ordering::AcqRel);
+    Some(old.without_write())
+}
+
+/// Takes back what [`take_write`] did: the hardware did not follow.
+#[cold]
+pub(crate) fn give_write(word: &AtomicU64) {
+    word.fetch_or(Spte::WRITE, Ordering::AcqRel);
 }
 
 /// The pool.
@@ -534,6 +556,26 @@ impl<W: TableWords> Tables<W> {
             0 => Spte::from_raw(old),
             _ => Spte::from_raw(word.fetch_and(!bits, Ordering::AcqRel)),
         }
+    }
+
+    /// All words, for [`take_write`].
+    #[inline]
+    pub(crate) fn in_a_row(&self) -> Option<&[AtomicU64]> {
+        self.words.in_a_row()
+    }
+
+    /// Takes W, and what of `bits` stands for who may set it again, from a leaf; the leaf that is left, if it had W. Who
+    /// sets W again meanwhile, without mmu_lock, does so after this, and tells the hardware after this.
+    // REQ: DT-3
+    #[inline(always)]
+    pub fn take_write(&self, place: SptePlace, bits: u64) -> Option<Spte> {
+        let word = self.word(place);
+        let old = word.load(Ordering::Acquire);
+        if old & bits == 0 {
+            return None;
+        }
+        word.fetch_and(!bits, Ordering::AcqRel);
+        Spte::from_raw(old).has_write().then_some(Spte::from_raw(old & !bits))
     }
 
     /// The gfn that an spte of a direct table translates.

@@ -41,12 +41,17 @@ impl MapPlan<'_> {
 
     /// The leaf is in place, and the guest does not run yet.
     // REQ: DT-1
-    #[inline]
+    #[inline(always)]
     pub(super) fn log(&self) {
         if let Some((gfn, size)) = self.logs {
-            for page in gfn.raw()..gfn.raw() + size.frames() {
-                self.slot.data.dirty.mark(Gfn::new(page));
-            }
+            self.log_pages(gfn, size);
+        }
+    }
+
+    #[cold]
+    fn log_pages(&self, gfn: Gfn, size: PageLevel) {
+        for page in gfn.raw()..gfn.raw() + size.frames() {
+            self.slot.data.dirty.mark(Gfn::new(page));
         }
     }
 }

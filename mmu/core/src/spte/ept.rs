@@ -19,7 +19,7 @@ use super::{
 };
 use crate::stage2::Frame;
 use crate::table::TableId;
-use umbra_mmu_abi::Gfn;
+use umbra_mmu_abi::{Gfn, PageLevel};
 
 const READ: u64 = 1 << 0;
 const WRITE: u64 = 1 << 1;
@@ -45,6 +45,25 @@ pub(super) const fn writable_bits(writable: Writable) -> u64 {
         Writable::Protected => HOST_WRITABLE,
         Writable::Restorable => HOST_WRITABLE | MMU_WRITABLE,
         Writable::Now => HOST_WRITABLE | MMU_WRITABLE | WRITE,
+    }
+}
+
+#[inline(always)]
+pub(super) const fn known_leaf(word: u64, level: PageLevel) -> Leaf {
+    let writable = if word & WRITE != 0 {
+        Writable::Now
+    } else if word & MMU_WRITABLE != 0 {
+        Writable::Restorable
+    } else if word & HOST_WRITABLE != 0 {
+        Writable::Protected
+    } else {
+        Writable::HostReadOnly
+    };
+    Leaf {
+        frame: Frame::from_raw((word & ADDRESS) >> ADDRESS_SHIFT),
+        level,
+        writable,
+        rights: Rights::ALL,
     }
 }
 
