@@ -8,6 +8,7 @@ mod disk_image;
 mod doctor;
 mod fuzz;
 mod guests;
+mod model;
 mod mutations;
 mod paths;
 mod process;
@@ -50,6 +51,7 @@ enum Command {
     /// Write docs/requirements.md: which requirement is met where, and shown by which test
     Requirements,
     Fuzz(fuzz::FuzzArgs),
+    Model(model::ModelArgs),
     Mutations(mutations::MutationsArgs),
     /// Boot a root task or a disk image and print the system log (for developers)
     Boot(run::boot::BootArgs),
@@ -91,6 +93,7 @@ fn run_command(args: Args) -> Result<i32> {
             Ok(0)
         }
         Command::Fuzz(args) => fuzz::fuzz(&builder, &args),
+        Command::Model(args) => model::model(&builder, &args),
         Command::Mutations(args) => mutations::mutations(&builder, &args),
         Command::Bench(args) => {
             doctor::ensure(&builder.steps)?;

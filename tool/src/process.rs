@@ -5,6 +5,8 @@ use crate::cleanup;
 use anyhow::{Context, Result};
 use std::os::unix::process::CommandExt;
 use std::process::{Child, Command, ExitStatus, Stdio};
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::{Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
 /// A child that leads its own process group; the group is killed when this is dropped, on signals and on panics.
@@ -95,6 +97,35 @@ pub fn dies_with_us(program: &str) -> Command {
     }
 }
 
+/// `work` on each of `items`, on all processors; the results in the same order, or the first error.
+pub fn in_parallel<T: Sync, R: Send>(items: &[T], work: impl Fn(usize, &T) -> Result<R> + Sync) -> Result<Vec<R>> {
+    let next = AtomicUsize::new(0);
+    let results = Mutex::new(Vec::new());
+    let threads = std::thread::available_parallelism().map_or(1, usize::from);
+    std::thread::scope(|scope| {
+        for _ in 0..threads {
+            scope.spawn(|| {
+                while let Some((index, item)) = {
+                    let index = next.fetch_add(1, Ordering::Relaxed);
+                    items.get(index).map(|item| (index, item))
+                } {
+                    let result = work(index, item);
+                    if result.is_err() {
+                        next.store(items.len(), Ordering::Relaxed);
+                    }
+                    results
+                        .lock()
+                        .unwrap_or_else(PoisonError::into_inner)
+                        .push((index, result));
+                }
+            });
+        }
+    });
+    let mut results = results.into_inner().unwrap_or_else(PoisonError::into_inner);
+    results.sort_by_key(|(index, _)| *index);
+    results.into_iter().map(|(_, result)| result).collect()
+}
+
 /// The file that `name` would run, by `PATH`.
 pub fn find_program(name: &str) -> Option<std::path::PathBuf> {
     use std::os::unix::fs::PermissionsExt;
@@ -146,5 +177,17 @@ mod tests {
     fn a_missing_program_is_named() {
         let error = Group::start(&mut Command::new("umbra-no-such-program")).unwrap_err();
         assert!(format!("{error:#}").contains("umbra-no-such-program"));
+    }
+
+    #[test]
+    fn results_keep_their_order_and_errors_win() {
+        let items: Vec<u32> = (0..50).collect();
+        let doubled = in_parallel(&items, |_, item| Ok(item * 2)).unwrap();
+        assert!(doubled.iter().zip(&items).all(|(double, item)| *double == item * 2));
+        let failed = in_parallel(
+            &items,
+            |_, item| if *item == 7 { anyhow::bail!("seven") } else { Ok(()) },
+        );
+        assert_eq!(failed.unwrap_err().to_string(), "seven");
     }
 }

@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
 //! Long runs of the model, and replays of what they found.
 //!
-//! `run --mode M|all --steps N --seed S [--save FILE]` · `replay FILE` · `shrink FILE`
+//! `run --mode M|all --steps N --seed S [--save FILE]` · `replay FILE` · `shrink FILE` · `modes`
 
 use std::process::{Command, ExitCode};
 use std::sync::Mutex;
@@ -14,7 +14,8 @@ use umbra_model::shrink::shrink;
 
 const USAGE: &str = "umbra-model run --mode NAME|all --steps N --seed S [--save FILE]\n\
     umbra-model replay FILE\n\
-    umbra-model shrink FILE";
+    umbra-model shrink FILE\n\
+    umbra-model modes";
 
 /// The script of a run so far, for those that end in a panic.
 static LAST: Mutex<Option<Script>> = Mutex::new(None);
@@ -23,6 +24,10 @@ fn main() -> ExitCode {
     let arguments: Vec<String> = std::env::args().skip(1).collect();
     let words: Vec<&str> = arguments.iter().map(String::as_str).collect();
     let done = match words[..] {
+        ["modes"] => {
+            Mode::ALL.iter().for_each(|mode| println!("{}", mode.name));
+            Ok(())
+        }
         ["run", ref options @ ..] => run(options),
         ["replay", file] => replay_file(file),
         ["shrink", file] => shrink_file(file),

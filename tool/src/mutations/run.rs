@@ -5,14 +5,12 @@ use super::list::{CaughtBy, Mutation};
 use super::schemata::VARIABLE;
 use crate::build::Builder;
 use crate::build::program::host_cargo;
-use crate::process::Group;
+use crate::process::{Group, in_parallel};
 use crate::step::Shown;
 use anyhow::{Context, Result, bail, ensure};
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
 use std::process::Command;
-use std::sync::atomic::{AtomicUsize, Ordering};
-use std::sync::{Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
 /// A test has this much longer with a mutation than it took without, until it counts as hung.
@@ -217,35 +215,6 @@ pub fn all(programs: &Programs, mutations: &[&Mutation], logs: &Path, shown: &Sh
     })
 }
 
-/// `work` on each of `items`, on all processors; the results in the same order, or the first error.
-fn in_parallel<T: Sync, R: Send>(items: &[T], work: impl Fn(usize, &T) -> Result<R> + Sync) -> Result<Vec<R>> {
-    let next = AtomicUsize::new(0);
-    let results = Mutex::new(Vec::new());
-    let threads = std::thread::available_parallelism().map_or(1, usize::from);
-    std::thread::scope(|scope| {
-        for _ in 0..threads {
-            scope.spawn(|| {
-                while let Some((index, item)) = {
-                    let index = next.fetch_add(1, Ordering::Relaxed);
-                    items.get(index).map(|item| (index, item))
-                } {
-                    let result = work(index, item);
-                    if result.is_err() {
-                        next.store(items.len(), Ordering::Relaxed);
-                    }
-                    results
-                        .lock()
-                        .unwrap_or_else(PoisonError::into_inner)
-                        .push((index, result));
-                }
-            });
-        }
-    });
-    let mut results = results.into_inner().unwrap_or_else(PoisonError::into_inner);
-    results.sort_by_key(|(index, _)| *index);
-    results.into_iter().map(|(_, result)| result).collect()
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -294,14 +263,5 @@ mod tests {
         assert_eq!(found, Path::new("/x/umbra_mmu_core"));
         assert_eq!(programs.of(&test("umbra-p", "model")).unwrap(), Path::new("/x/model"));
         assert!(programs.of(&test("umbra-p", "lib")).is_err());
-    }
-
-    #[test]
-    fn results_keep_their_order_and_errors_win() {
-        let items: Vec<u32> = (0..50).collect();
-        let doubled = in_parallel(&items, |_, item| Ok(item * 2)).unwrap();
-        assert!(doubled.iter().zip(&items).all(|(double, item)| *double == item * 2));
-        let failed = in_parallel(&items, |_, item| if *item == 7 { bail!("seven") } else { Ok(()) });
-        assert_eq!(failed.unwrap_err().to_string(), "seven");
     }
 }
