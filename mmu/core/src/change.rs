@@ -203,7 +203,8 @@ impl<S: Stage2> Mmu<S> {
         }
         let mut section = self.slots.read(held);
         let (slots, held) = section.split();
-        self.zap(slots, held, |zap| zap.slot(old));
+        // In batches: faults of other slots go on in between.
+        while !self.zap(slots, held, |zap| zap.slot(old)) {}
         Ok(())
     }
 

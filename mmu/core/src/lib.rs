@@ -70,7 +70,7 @@ use generation::SlotGeneration;
 use host::{BackingInfo, HostLayout, HostMemory};
 use invalidate::Invalidations;
 use locks::{Held, LeafLock, MmuLock, SlotsArchLock, SlotsLock, Srcu};
-use pte_list::PteEntries;
+use pte_list::{ENTRIES_PER_ADD, PteEntries};
 use role::Role;
 use shadow::registers::GuestCpu;
 use shadow::roots::VcpuPaging;
@@ -251,7 +251,8 @@ impl<S: Stage2> Mmu<S> {
             root: AtomicU32::new(root.raw()),
             valid_gen: AtomicU64::new(0),
             walkers: Epochs::new(),
-            pte_entries: PteEntries::new(limits.rmap_entries)?,
+            // Each vCPU keeps as many as one more spte may take.
+            pte_entries: PteEntries::new(limits.rmap_entries + ENTRIES_PER_ADD * MAX_VCPUS as u32)?,
             invalidate: Invalidations::default(),
             effects: LeafLock::new(stage2),
             requests: array::from_fn(|_| AtomicU32::new(0)),

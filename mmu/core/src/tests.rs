@@ -330,3 +330,106 @@ fn slots_are_counted_by_the_tables_that_they_need() {
     // Two pages on both sides of 512 GiB.
     assert_eq!(needed(&slot(0, (1 << 27) - 1, 2, 0)), 1 + 2 + 2 + 2);
 }
+
+/// A write-protected leaf that is to get W in the slow path, and the hardware refuses.
+// REQ: DT-3, PF-1
+#[test]
+fn a_leaf_that_cannot_be_made_writable_is_gone_everywhere() {
+    let mut mmu = mmu(0);
+    set(&mmu, 0, BASE, 4, 0, SlotFlags::empty());
+    mmu.fault(BASE.gpa(), Access::Write).unwrap();
+    protect(&mut mmu, |leaf| {
+        let writable = Writable::Protected;
+        Spte::leaf(Format::Ept, Leaf { writable, ..leaf })
+    });
+    mmu.stage2_mut().refuse_after(0);
+    assert!(mmu.fault(BASE.gpa(), Access::Write).is_err());
+    mmu.stage2_mut().lose_mapping(BASE);
+    let removed = mmu.stage2_mut().revoke_slot(SlotId(0));
+    mmu.stage2_mut().flush(removed);
+    let backing = Backing {
+        id: BackingId(0),
+        first_page: 0,
+    };
+    let access = crate::stage2::GuestAccess::All;
+    mmu.stage2_mut().attach_slot(SlotId(0), backing, 4, access).unwrap();
+    assert_eq!((mmu.audit().first, mmu.stat(Stat::Mapped4K)), (None, 0));
+    assert_eq!(mmu.fault(BASE.gpa(), Access::Write), Ok(Outcome::Resume));
+    assert_eq!(mmu.stage2_mut().write(BASE.gpa(), 1), Ok(()));
+    assert_eq!(mmu.audit().first, None);
+}
+
+/// Large pages that were split may take the table that was kept for a second root.
+// REQ: ZAP-1, ZAP-3
+#[test]
+fn zap_all_works_without_a_table_to_spare() {
+    let mut mmu = mmu(0);
+    set(&mmu, 0, BASE, 4, 0, SlotFlags::empty());
+    mmu.fault(BASE.gpa(), Access::Write).unwrap();
+    let mut held = Held::entry();
+    let role = crate::role::Role::ept(TableLevel::Pt);
+    let mut spare = std::vec::Vec::new();
+    while let Some(id) = mmu.tables.take(&mut held, BASE, role, 0) {
+        spare.push(id);
+    }
+    mmu.zap_all();
+    assert!(mmu.stage2_mut().read(BASE.gpa()).is_err());
+    assert_eq!((mmu.stat(Stat::Mapped4K), mmu.stage2_mut().unflushed()), (0, 0));
+    for id in spare {
+        mmu.tables.retire(&mut held, id, mmu.walkers.retire());
+    }
+    assert_eq!(mmu.audit().first, None);
+    assert_eq!(mmu.fault(BASE.gpa(), Access::Write), Ok(Outcome::Resume));
+    assert_eq!(mmu.audit().first, None);
+}
+
+/// Every vCPU keeps what a reverse map may need for it, and there is enough for all.
+// REQ: SP-11
+#[test]
+fn as_many_vcpus_as_there_can_be_fault() {
+    let mut mmu = mmu(0);
+    set(&mmu, 0, BASE, 16, 0, SlotFlags::empty());
+    let mut vcpus = std::vec![];
+    while let Some(vcpu) = mmu.add_vcpu() {
+        vcpus.push(vcpu);
+    }
+    assert_eq!(vcpus.len() + 1, crate::vcpu::MAX_VCPUS);
+    for vcpu in &mut vcpus {
+        // Without tables, so that none of these is the usual case.
+        mmu.mmu.zap_all();
+        while mmu.has_background_work() {
+            mmu.background();
+        }
+        let fault = Fault::violation(BASE.gpa(), Access::Write);
+        assert_eq!(mmu.mmu.fault(vcpu, &fault), Ok(Outcome::Resume));
+    }
+    assert_eq!(mmu.audit().first, None);
+    assert_eq!(mmu.stage2_mut().write(BASE.gpa(), 1), Ok(()));
+}
+
+/// A fault of another slot waits for a part of them only.
+// REQ: LK-2, MEM-6
+#[test]
+fn a_slot_is_deleted_in_batches() {
+    let shape = BackingShape {
+        small_head: 3000,
+        large: 0,
+        small_tail: 0,
+    };
+    let mmu = Mmu::new(
+        SimStage2::new(std::vec![shape], 32),
+        std::vec![shape],
+        &Limits::default(),
+    )
+    .unwrap();
+    let mut vcpu = mmu.add_vcpu().unwrap();
+    set(&mmu, 0, BASE, 3000, 0, SlotFlags::empty());
+    for page in 0..3000 {
+        let gpa = Gfn::new(BASE.raw() + page).gpa();
+        mmu.fault(&mut vcpu, &Fault::violation(gpa, Access::Write)).unwrap();
+    }
+    let before = mmu.invalidate.seq();
+    set(&mmu, 0, BASE, 0, 0, SlotFlags::empty());
+    assert!(mmu.invalidate.seq() >= before + 3, "mmu_lock was held all the time");
+    assert_eq!((mmu.stat(Stat::Mapped4K), mmu.audit().first), (0, None));
+}

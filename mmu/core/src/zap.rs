@@ -16,6 +16,9 @@ use umbra_mmu_abi::{Gfn, PageLevel};
 /// Steps of one background batch: so much a faulting vCPU may have to wait for.
 pub const ZAP_BATCH: u32 = 64;
 
+/// Leaves of a slot that go before mmu_lock is let go.
+const SLOT_BATCH: u32 = 1 << 10;
+
 /// Shadow pages of one background batch (KVM: `BATCH_ZAP_PAGES`).
 pub const ZAP_PAGES: usize = 10;
 
@@ -180,18 +183,23 @@ impl<S: Stage2> Zap<'_, S> {
         self.leaf(slot, place, Cut::Unmap);
     }
 
-    /// Takes all leaves of a slot away, by its reverse map, and revokes its container. Never looks at a page that is
-    /// not mapped.
+    /// Takes leaves of a slot away, by its reverse map, and with the last one revokes its container. Never looks at a page
+    /// that is not mapped. `false`: there are more. The slot is Invalid, so there will be no new ones meanwhile.
     // REQ: MEM-7, SP-12
-    pub(crate) fn slot(&mut self, slot: &Slot) {
+    pub(crate) fn slot(&mut self, slot: &Slot) -> bool {
         self.mmu.invalidate.bump();
         if self.shadow(|shadow| shadow.zap_slot(slot)).is_some() {
-            return;
+            return true;
         }
+        let mut leaves = 0;
         for size in PageLevel::ALL {
             let mut from = slot.base;
             while let Some(gfn) = slot.data.next_mapped(size, from, slot.end()) {
                 while let Some(place) = slot.data.first(&self.mmu.pte_entries, gfn, size) {
+                    if leaves == SLOT_BATCH {
+                        return false;
+                    }
+                    leaves += 1;
                     self.leaf(slot, place, Cut::Revocation);
                     if !self.mmu.is_obsolete(place.table) {
                         self.free_if_empty(place.table);
@@ -202,6 +210,7 @@ impl<S: Stage2> Zap<'_, S> {
         }
         let mut stage2 = self.mmu.effects.lock(self.held);
         self.removed.and(stage2.revoke_slot(slot.id));
+        true
     }
 
     /// Frees a table of the current tree if nothing is in it, and then those above it.
@@ -240,7 +249,7 @@ impl<S: Stage2> Zap<'_, S> {
         }
     }
 
-    /// Removes a lowest-level table of the current tree with all that is in it.
+    /// Removes a table of the current tree with all that is in it.
     pub(crate) fn table(&mut self, table: TableId) {
         for index in 0..ENTRIES as u16 {
             let place = SptePlace { table, index };
@@ -291,8 +300,10 @@ impl<S: Stage2> Zap<'_, S> {
         if mmu.tables.get(old).used() == 0 {
             return true;
         }
-        let Some(root) = self.draw() else { return false };
         mmu.invalidate.bump();
+        let Some(root) = self.draw() else {
+            return self.empty(old);
+        };
         let valid_gen = mmu.valid_gen.load(Ordering::Relaxed) + 1;
         mmu.tables
             .init(self.held, root, Gfn::new(0), Role::ept(TableLevel::Pml4), valid_gen);
@@ -316,6 +327,22 @@ impl<S: Stage2> Zap<'_, S> {
         mmu.tables.chain(old, self.tree.obsolete);
         self.tree.obsolete = Some(old);
         mmu.trace.event(|| Event::ZapAll { valid_gen });
+        true
+    }
+
+    /// Zaps all of a tree at once, where no table is left for a second root: large pages that were split may have taken
+    /// what was kept for it. `false`: others have drawn some, which they use or put back.
+    #[cold]
+    fn empty(&mut self, root: TableId) -> bool {
+        let tables = &self.mmu.tables;
+        if tables.unused(self.held).all() > 0 {
+            return false;
+        }
+        for index in 0..ENTRIES as u16 {
+            if let Some(below) = tables.read(SptePlace { table: root, index }).peek_table(Format::Ept) {
+                self.table(below);
+            }
+        }
         true
     }
 

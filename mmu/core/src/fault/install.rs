@@ -382,6 +382,17 @@ impl<S: Stage2> Mmu<S> {
 }
 
 impl<S: Stage2> Zap<'_, S> {
+    /// Cleans up after an installation that the hardware refused: what the reverse map knows of the page and no spte, and
+    /// tables that nothing is in. Tables go with their last leaf, so nobody else would free those.
+    pub(crate) fn refused(&mut self, slot: &Slot, gfn: Gfn, size: PageLevel) {
+        let tables = &self.mmu.tables;
+        let places = || slot.data.places(&self.mmu.pte_entries, gfn, size);
+        while let Some(place) = { places().find(|place| tables.read(*place).is_empty()) } {
+            self.forget(slot, gfn, size, place);
+        }
+        self.unused(gfn);
+    }
+
     /// Cleans up after a leaf that the hardware did not have any more: see [`Mmu::converge`]. Others may have done it.
     pub(crate) fn lost(&mut self, slot: &Slot, gfn: Gfn, size: PageLevel, place: SptePlace) {
         let empty = self.mmu.tables.read(place).is_empty();

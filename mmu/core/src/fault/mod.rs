@@ -316,7 +316,7 @@ impl<S: Stage2> Mmu<S> {
             Ok(Installed::Done) => Ok(Some(self.resume())),
             Ok(Installed::Overtaken) => Ok(None),
             Ok(Installed::Blocked(blocked)) => self.unblock(slots, held, vcpu, &plan, blocked),
-            Err(error) => self.refused(slots, held, plan.at, error),
+            Err(error) => self.refused(slots, held, &plan, error),
         }
     }
 

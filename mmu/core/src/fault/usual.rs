@@ -13,7 +13,7 @@ use crate::sync::atomic::Ordering;
 use crate::table::SptePlace;
 use crate::trace::Event;
 use crate::vcpu::Vcpu;
-use umbra_mmu_abi::{Gfn, PAGE_SHIFT};
+use umbra_mmu_abi::PAGE_SHIFT;
 
 impl<S: Stage2> Mmu<S> {
     /// Answers the fault if it is one of those; `None` has changed nothing.
@@ -78,7 +78,7 @@ impl<S: Stage2> Mmu<S> {
             drop(stage2);
             self.take_back(&plan, walk.place);
             drop(guard);
-            return self.refused(slots, held, plan.at, error);
+            return self.refused(slots, held, &plan, error);
         }
         drop(stage2);
         self.stats.mapped(plan.leaf.level).fetch_add(1, Ordering::Relaxed);
@@ -98,17 +98,17 @@ impl<S: Stage2> Mmu<S> {
         data.remove(&self.pte_entries, plan.at, plan.leaf.level, place);
     }
 
-    /// Tables go with their last leaf; nobody else would free those that were made for one that was refused.
+    /// The hardware refused the plan: nothing of it stays.
     #[cold]
     #[inline(never)]
     pub(super) fn refused<T>(
         &self,
         slots: &SlotTable,
         held: &mut Held<InSection>,
-        gfn: Gfn,
+        plan: &MapPlan<'_>,
         error: Stage2Error,
     ) -> Result<T, FaultError> {
-        self.zap(slots, held, |zap| zap.unused(gfn));
+        self.zap(slots, held, |zap| zap.refused(plan.slot, plan.at, plan.leaf.level));
         Err(error.into())
     }
 }
