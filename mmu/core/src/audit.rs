@@ -2,13 +2,15 @@
 //! Is everything as it should be? Sptes, reverse maps, slots and hardware are compared with each other.
 
 use crate::Mmu;
+use crate::host::{HostLayout, HostView};
 use crate::locks::Held;
+use crate::slots::Slot;
 use crate::spte::{Leaf, SpteKind, Writable};
 use crate::stage2::{GuestAccess, Observed, Stage2, TableLevel};
 use crate::sync::atomic::Ordering;
 use crate::table::{ENTRIES, SptePlace, TableId};
 use crate::zap::Zap;
-use umbra_mmu_abi::{Gfn, PageLevel, SlotId};
+use umbra_mmu_abi::{Gfn, PageLevel, SlotFlags, SlotId};
 
 /// What was found.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Default)]
@@ -158,15 +160,7 @@ impl<S: Stage2> Zap<'_, S> {
         let Some(slot) = self.slots.lookup(gfn) else {
             return audit.differs(Difference::Slot(gfn));
         };
-        let (at, frame, level) = slot.page_at(gfn);
-        let rights = match slot.access() {
-            GuestAccess::ReadExec => leaf.writable == Writable::HostReadOnly,
-            GuestAccess::All => leaf.writable != Writable::HostReadOnly,
-        };
-        audit.expect(
-            (at, frame, level) == (gfn, leaf.frame, leaf.level) && rights,
-            Difference::Slot(gfn),
-        );
+        audit.expect(self.fits_slot_and_host(slot, gfn, leaf), Difference::Slot(gfn));
         let mut places = slot.data.places(&self.mmu.pte_entries, gfn, leaf.level);
         audit.expect(places.any(|p| p == place), Difference::Rmap(gfn));
         drop(places);
@@ -176,6 +170,30 @@ impl<S: Stage2> Zap<'_, S> {
             observed == wanted || self.mmu.is_obsolete(place.table),
             Difference::Hardware(gfn, observed),
         );
+    }
+
+    /// Whether the slot has the leaf's frame there, and the host has it too, with these rights and this size.
+    fn fits_slot_and_host(&self, slot: &Slot, gfn: Gfn, leaf: &Leaf) -> bool {
+        let whole = slot.base <= gfn && gfn.raw() + leaf.level.frames() <= slot.end().raw();
+        if !whole || slot.frame_of(gfn) != leaf.frame || gfn != gfn.align_down(leaf.level) {
+            return false;
+        }
+        let logs = slot.flags.contains(SlotFlags::LOG_DIRTY);
+        let (page, most) = match self.mmu.host.page(leaf.frame) {
+            // Of a large page, a write is not known to be of which page.
+            HostView::Page(page) if logs && leaf.level > PageLevel::K4 => (page, Writable::Protected),
+            HostView::Page(page) | HostView::Split(page) | HostView::Whole(page) => (page, Writable::Now),
+            HostView::Away | HostView::Revoked => return false,
+        };
+        let size = match self.mmu.host.layout(leaf.frame.backing()) {
+            HostLayout::Frames => leaf.level == page.level,
+            HostLayout::Linear => leaf.level <= page.level,
+        };
+        let rights = match (slot.access(), page.access) {
+            (GuestAccess::All, GuestAccess::All) => leaf.writable <= most,
+            (GuestAccess::ReadExec, _) | (_, GuestAccess::ReadExec) => leaf.writable == Writable::HostReadOnly,
+        };
+        size && rights && slot.data.large.allows(leaf.level, gfn)
     }
 
     /// Leaves between two gfns, in the current tree and the obsolete ones.

@@ -143,6 +143,11 @@ impl<S: Stage2> Mmu<S> {
         spurious: &mut Spurious,
         fault: &Fault,
     ) -> Result<Outcome, FaultError> {
+        if self.invalidate.is_active() {
+            // The owner of a frame takes its time, and that is no fault of the hardware.
+            // REQ: HOST-1
+            return Ok(self.resume());
+        }
         let times = spurious.count(fault.address);
         if times == LOOPING {
             drop(self.lock.write(held));
