@@ -101,7 +101,7 @@ fn host(bytes: &mut Bytes<'_>, kind: u8) -> Step {
                     backing: 1,
                     first: whole(first),
                 },
-                _ => Step::Move { backing, first, npages },
+                _ => Step::Reclaim { backing, first, npages },
             }
         }
     }

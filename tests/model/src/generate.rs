@@ -2,7 +2,9 @@
 //! What could be interesting now? Random steps, the same for the same seed, biased to few addresses that meet often.
 
 use crate::judge::Guest;
-use crate::layout::{DATA, LOG_DIRTY, PD, POOL, PT, READONLY, SHAPES, SLOTS, roots};
+use crate::layout::{
+    DATA, LOG_DIRTY, PD, POOL, PT, READONLY, SHAPES, SLOTS, SLOTS_WITHOUT_ALIASES, first_tables, roots,
+};
 use crate::oracle::{Access, Controls, End, Kind, Paging, Who};
 use crate::script::{Engine, Header, Step};
 
@@ -87,6 +89,21 @@ impl Generator {
         if let Some(step) = self.queue.pop() {
             return step;
         }
+        let vcpu = self.vcpu();
+        if self.random.chance(5) && self.is_homeless(guest) {
+            let (id, base, npages, backing, first, flags) = SLOTS[0];
+            return Step::Slot {
+                id,
+                base,
+                npages,
+                backing,
+                first,
+                flags,
+            };
+        }
+        if self.random.chance(3) && self.is_lost(guest, vcpu) {
+            return self.repair(guest, vcpu);
+        }
         match self.random.below(1000) {
             0..520 => self.access(guest),
             520..760 => self.edit(guest),
@@ -170,7 +187,16 @@ impl Generator {
         let who = self.who();
         match self.random.below(100) {
             0..45 => Step::Read { vcpu, gva, who },
-            45..85 => self.write(vcpu, gva, who),
+            45..85 => {
+                // Tables are written by edits; what is written blindly makes for a quiet guest.
+                let write = Access { kind: Kind::Write, who };
+                match guest.translate(vcpu, gva, write).end {
+                    End::Page { gpa } if gpa >> 12 < POOL.end && self.random.chance(90) => {
+                        Step::Read { vcpu, gva, who }
+                    }
+                    _ => self.write(vcpu, gva, who),
+                }
+            }
             _ => Step::Fetch { vcpu, gva, who },
         }
     }
@@ -279,34 +305,65 @@ impl Generator {
         if let End::Page { .. } = guest.translate(vcpu, gva, write).end {
             return store(vcpu);
         }
-        // The way to the tables is lost: with paging off there is one.
-        if self.random.chance(20) {
-            let regs = guest.cpus[vcpu as usize].regs;
-            self.queue.push(Step::Load {
-                vcpu,
-                paging: regs.paging,
-                controls: regs.controls,
-                cr3: regs.cr3,
-            });
-            if self.random.chance(50) {
-                let repair = Step::Write {
-                    vcpu,
-                    gva: table << 12,
-                    who: Who::Supervisor,
-                    bytes: 8,
-                    value: self.random.of(&[PT << 12 | 7, PD << 12 | 7, 7 << 12 | 7, 2 << 12 | 7]),
-                };
-                self.queue.push(repair);
-            }
-            self.queue.extend(repair(vcpu));
-            return Step::Load {
-                vcpu,
-                paging: Paging::Off,
-                controls: regs.controls,
-                cr3: 0,
-            };
+        if self.random.chance(60) && !self.is_homeless(guest) {
+            return self.repair(guest, vcpu);
         }
         store(vcpu)
+    }
+
+    /// The way to the tables is lost; with paging off there is one, and what leads to them is written again.
+    fn repair(&mut self, guest: &Guest, vcpu: u8) -> Step {
+        let regs = guest.cpus[vcpu as usize].regs;
+        let load = |paging, cr3| Step::Load {
+            vcpu,
+            paging,
+            controls: regs.controls,
+            cr3,
+        };
+        self.queue.push(load(regs.paging, regs.cr3));
+        let broken = first_tables().into_iter().filter(|(gpa, bytes, value)| {
+            let word = guest
+                .memory
+                .page_at(gpa >> 12)
+                .map_or(0, |page| guest.memory.word(page, *gpa));
+            let entry = if *bytes == 4 {
+                word >> ((gpa & 4) * 8) & u64::from(u32::MAX)
+            } else {
+                word
+            };
+            gpa >> 12 < POOL.start && entry & !0x60 != *value
+        });
+        let broken: Vec<_> = broken.collect();
+        // What it is lost by may stay so for a while.
+        let (most, chance) = self.random.of(&[(8, 50), (40, 90), (300, 100)]);
+        for (gva, bytes, value) in broken.into_iter().take(most) {
+            if self.random.chance(chance) {
+                self.queue.push(Step::Write {
+                    vcpu,
+                    gva,
+                    who: Who::Supervisor,
+                    bytes,
+                    value,
+                });
+            }
+        }
+        load(Paging::Off, 0)
+    }
+
+    /// Whether the tables have no memory, or none to be written.
+    fn is_homeless(&self, guest: &Guest) -> bool {
+        let home = guest.memory.slot(SLOTS[0].0);
+        home.is_none_or(|slot| slot.base != SLOTS[0].1 || slot.readonly())
+    }
+
+    /// Whether a processor does not reach its tables, though they are there.
+    fn is_lost(&mut self, guest: &Guest, vcpu: u8) -> bool {
+        let gva = self.random.below(32) << 12;
+        let write = Access {
+            kind: Kind::Write,
+            who: Who::Supervisor,
+        };
+        !self.is_homeless(guest) && !matches!(guest.translate(vcpu, gva, write).end, End::Page { .. })
     }
 
     /// After an edit, guests use the address, forget it, or both; or neither.
@@ -416,7 +473,11 @@ impl Generator {
     }
 
     fn slot(&mut self, guest: &Guest) -> Step {
-        let (mut id, mut base, mut npages, mut backing, mut first, mut flags) = self.random.of(&SLOTS);
+        let slots = match self.engine {
+            Engine::Ept => SLOTS,
+            Engine::Shadow => SLOTS_WITHOUT_ALIASES,
+        };
+        let (mut id, mut base, mut npages, mut backing, mut first, mut flags) = self.random.of(&slots);
         let there = guest.memory.slot(id).copied();
         if id == 0 && self.random.chance(80) {
             (id, base, npages, backing, first, flags) = SLOTS[1];
@@ -458,7 +519,7 @@ impl Generator {
                 (id, npages) = (self.random.below(6) as u16, self.random.below(80) as u32);
                 base = self.random.of(&[0x140, 0x1c0, 0x900, 0x3fa]);
                 first = self.random.below(8) as u32;
-                backing = self.random.below(3) as u16;
+                backing = self.random.below(4) as u16;
             }
         }
         Step::Slot {
@@ -478,9 +539,10 @@ impl Generator {
             return self.slot(guest);
         }
         let id = self.random.of(&ids);
-        match self.random.below(3) {
-            0 => Step::TakeLog { id },
-            1 => Step::ReadLog { id },
+        match self.random.below(10) {
+            0..3 => Step::TakeLog { id },
+            3..6 => Step::ReadLog { id },
+            6 => Step::SplitForLog { id },
             _ => {
                 let pages = guest.memory.slot(id).map_or(1, |slot| slot.npages);
                 let first = self.random.below(pages) as u32;
@@ -536,7 +598,8 @@ impl Generator {
                 }
                 Step::InvalidateStart { backing, first, npages }
             }
-            32..44 => Step::Move { backing, first, npages },
+            32..40 => Step::Reclaim { backing, first, npages },
+            40..44 => Step::Protect { backing, first, npages },
             44..54 => Step::Split {
                 backing: 1,
                 first: 512 + self.random.below(1024) as u32,
@@ -563,20 +626,4 @@ impl Generator {
     pub fn engine(&self) -> Engine {
         self.engine
     }
-}
-
-/// Stores, without paging, that make the identity whole again.
-fn repair(vcpu: u8) -> [Step; 3] {
-    let store = |gva: u64, value: u64| Step::Write {
-        vcpu,
-        gva,
-        who: Who::Supervisor,
-        bytes: 8,
-        value,
-    };
-    [
-        store(PD << 12, PT << 12 | 7),
-        store((PT << 12) + PD * 8, PD << 12 | 7),
-        store((PT << 12) + PT * 8, PT << 12 | 7),
-    ]
 }

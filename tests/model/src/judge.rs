@@ -98,6 +98,14 @@ pub struct Guest {
     walks: Vec<Walk>,
 }
 
+/// What an access is judged by, beside its walk.
+#[derive(Clone, Copy)]
+struct Context {
+    gva: u64,
+    entry_bytes: u8,
+    access_code: u32,
+}
+
 /// Words that an access changes.
 #[derive(Clone, Debug, Default)]
 struct Effect {
@@ -254,7 +262,11 @@ impl Guest {
             memory: &self.memory,
             since: cpu.flushed.max(page_flushed),
         };
-        let entry_bytes = cpu.regs.paging.entry_bytes();
+        let context = Context {
+            gva,
+            entry_bytes: cpu.regs.paging.entry_bytes(),
+            access_code: oracle::access_code(&cpu.regs, access),
+        };
         let mut walks = std::mem::take(&mut self.walks);
         walks.clear();
         oracle::walks(&view, &self.cpus[vcpu as usize].regs, gva, access, &mut |walk| {
@@ -265,7 +277,7 @@ impl Guest {
                 self.memory.mark_table(page);
             }
         }
-        let judged = self.explained(&walks, (gva, entry_bytes), op, seen, real);
+        let judged = self.explained(&walks, context, op, seen, real);
         self.walks = walks;
         let effect = judged?;
         let (now, oldest) = (self.tick(), self.oldest());
@@ -287,7 +299,7 @@ impl Guest {
     fn explained(
         &self,
         walks: &[Walk],
-        (gva, entry_bytes): (u64, u8),
+        context: Context,
         op: Op,
         seen: Seen,
         real: &mut dyn FnMut(Page, u64) -> u64,
@@ -295,7 +307,7 @@ impl Guest {
         let mut others = Effect::default();
         let begun = walks.iter().filter(|walk| matches!(walk.end, End::Page { .. }));
         for walk in begun.filter(|_| walks.len() > 1) {
-            let _: Result<Flags, _> = self.flag(&mut others, walk, op, seen, entry_bytes);
+            let _: Result<Flags, _> = self.flag(&mut others, walk, op, seen, context.entry_bytes);
         }
         // Where other walks lead nothing is written.
         let leads = |walk: &Walk| match walk.end {
@@ -307,7 +319,7 @@ impl Guest {
             _ => walks.iter().filter_map(leads).collect(),
         };
         let mut explain = |walk: &Walk| {
-            let mut effect = self.expected(walk, (gva, entry_bytes), op, seen)?;
+            let mut effect = self.expected(walk, context, op, seen)?;
             for (gpa, page, value) in &others.words {
                 let flags = real(*page, *gpa) & value & !self.memory.word(*page, *gpa);
                 let at = effect.find(*page, *gpa);
@@ -335,14 +347,29 @@ impl Guest {
     }
 
     /// What `walk` changes, if it explains what was seen.
-    fn expected(&self, walk: &Walk, (gva, entry_bytes): (u64, u8), op: Op, seen: Seen) -> Result<Effect, &'static str> {
+    fn expected(
+        &self,
+        walk: &Walk,
+        Context {
+            gva,
+            entry_bytes,
+            access_code,
+        }: Context,
+        op: Op,
+        seen: Seen,
+    ) -> Result<Effect, &'static str> {
         let mut effect = Effect::default();
         // A table without memory: its entries are all ones, or the vmm learns that there is none.
         let blank = |gpa: u64| self.memory.slot_at(gpa >> 12).is_none();
-        if let Some(used) = walk.used().iter().find(|used| blank(used.gpa))
-            && self.is_mmio(seen, used.gpa, false).is_ok()
-        {
-            return Ok(effect);
+        if let Some(used) = walk.used().iter().find(|used| blank(used.gpa)) {
+            // In 4 bytes no bit of all ones is reserved; the guest may be told all the same that it has no table.
+            let rsvd = Seen::Fault {
+                cr2: gva,
+                code: access_code | oracle::code::P | oracle::code::RSVD,
+            };
+            if seen == rsvd || self.is_mmio(seen, used.gpa, false).is_ok() {
+                return Ok(effect);
+            }
         }
         match walk.end {
             End::Fault { code } => {

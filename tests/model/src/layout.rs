@@ -15,7 +15,7 @@ use crate::oracle::Paging;
 use umbra_mmu_core::stage2::BackingShape;
 
 /// The frames.
-pub const SHAPES: [BackingShape; 3] = [
+pub const SHAPES: [BackingShape; 4] = [
     BackingShape {
         small_head: 64,
         large: 0,
@@ -31,6 +31,11 @@ pub const SHAPES: [BackingShape; 3] = [
         large: 0,
         small_tail: 0,
     },
+    BackingShape {
+        small_head: 64,
+        large: 0,
+        small_tail: 0,
+    },
 ];
 
 /// First slots: id, base, pages, backing, first page, bits of the flags.
@@ -40,6 +45,10 @@ pub const SLOTS: [(u16, u64, u32, u16, u32, u8); 4] = [
     (2, 0x100, 64, 0, 0, 0),
     (3, 0x180, 16, 2, 0, READONLY),
 ];
+
+/// The same for a machine that knows no frame under two gfns.
+pub const SLOTS_WITHOUT_ALIASES: [(u16, u64, u32, u16, u32, u8); 4] =
+    [SLOTS[0], SLOTS[1], (2, 0x100, 64, 3, 0, 0), SLOTS[3]];
 
 /// `SlotFlags::LOG_DIRTY`.
 pub const LOG_DIRTY: u8 = 1;

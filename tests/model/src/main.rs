@@ -75,8 +75,8 @@ fn run(options: &[&str]) -> Result<(), String> {
             eprintln!("the script is in {file}; `shrink {file}` makes it short");
         }
     }));
-    println!("| mode | seed | steps | accesses | of the host | seconds | steps/s |");
-    println!("|---|---|---|---|---|---|---|");
+    println!("| mode | seed | steps | reads | writes | faults | MMIO | of the host | seconds | steps/s |");
+    println!("|---|---|---|---|---|---|---|---|---|---|");
     for mode in modes {
         let plan = mode.plan(seed, steps);
         let start = Instant::now();
@@ -112,11 +112,11 @@ fn unknown_mode(name: &str) -> String {
 }
 
 fn print(mode: Mode, seed: u64, summary: &Summary, seconds: f64) {
-    let Summary { steps, accesses, host } = summary;
+    let Summary { steps, ended, host, .. } = summary;
     let rate = *steps as f64 / seconds;
     println!(
-        "| {} | {seed} | {steps} | {accesses} | {host} | {seconds:.1} | {rate:.0} |",
-        mode.name
+        "| {} | {seed} | {steps} | {} | {} | {} | {} | {host} | {seconds:.1} | {rate:.0} |",
+        mode.name, ended.read, ended.written, ended.faults, ended.mmio
     );
 }
 

@@ -290,7 +290,7 @@ fn allowed(regs: &Registers, access: Access, rw: bool, us: bool, xd: bool) -> bo
 }
 
 /// Section 4.7: the bits that the access alone decides.
-fn access_code(regs: &Registers, access: Access) -> u32 {
+pub fn access_code(regs: &Registers, access: Access) -> u32 {
     let wide = regs.paging != Paging::TwoLevel && regs.controls.contains(Controls::NXE);
     let fetch = wide || regs.controls.contains(Controls::SMEP);
     let kind = match access.kind {

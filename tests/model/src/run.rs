@@ -4,7 +4,7 @@
 use crate::generate::Generator;
 use crate::script::{Header, Script, Step};
 use crate::shrink::shrink;
-use crate::world::{Failure, Machine, World};
+use crate::world::{Ended, Failure, Machine, World};
 use std::panic::{AssertUnwindSafe, catch_unwind};
 
 /// Runs a script as it is.
@@ -46,6 +46,8 @@ pub struct Summary {
     pub steps: u64,
     /// Accesses, of all steps.
     pub accesses: u64,
+    /// How they ended.
+    pub ended: Ended,
     /// Slot changes and other steps of the host.
     pub host: u64,
 }
@@ -64,7 +66,9 @@ impl Summary {
             | Step::Age { .. }
             | Step::InvalidateStart { .. }
             | Step::InvalidateEnd {}
-            | Step::Move { .. }
+            | Step::Reclaim { .. }
+            | Step::Protect { .. }
+            | Step::SplitForLog { .. }
             | Step::Split { .. }
             | Step::Collapse { .. }
             | Step::Limit { .. }
@@ -136,7 +140,10 @@ impl Plan {
             };
             let run = AssertUnwindSafe(|| self.once(seed, length, &mut count, machine()));
             let failed = match catch_unwind(run) {
-                Ok(result) => result.err(),
+                Ok(result) => {
+                    summary.ended = summary.ended.and(result.as_ref().copied().unwrap_or_default());
+                    result.err()
+                }
                 Err(payload) => Some(panicked(&*payload)),
             };
             if let Some(failure) = failed {
@@ -153,7 +160,7 @@ impl Plan {
         length: u64,
         count: &mut dyn FnMut(&Step),
         machine: M,
-    ) -> Result<(), Failure> {
+    ) -> Result<Ended, Failure> {
         let mut generator = Generator::new(&self.header, seed);
         let mut world = World::new(&self.header, machine, self.audit_every)?;
         for _ in 0..length {
@@ -161,7 +168,8 @@ impl Plan {
             count(&step);
             world.step(&step)?;
         }
-        world.audit_all()
+        world.audit_all()?;
+        Ok(world.ended)
     }
 
     fn found<M: Machine>(

@@ -234,14 +234,28 @@ lines! {
         }
         /// The host has ended the oldest change that it began.
         InvalidateEnd "invalidate-end" {}
-        /// The host moves pages to other frames, between a start and an end of its own.
-        Move "move" {
+        /// The host takes frames away, until the guest needs them.
+        Reclaim "reclaim" {
             /// Which backing.
             backing: u16,
             /// First page.
             first: u32,
             /// How many.
             npages: u32
+        }
+        /// The guest may only read these frames, until it has to write.
+        Protect "protect" {
+            /// Which backing.
+            backing: u16,
+            /// First page.
+            first: u32,
+            /// How many.
+            npages: u32
+        }
+        /// The 2M frames of a slot that is logged are broken into small ones, so that no fault has to.
+        SplitForLog "split-for-log" {
+            /// Which.
+            id: u16
         }
         /// The host breaks a 2M frame into small ones.
         Split "split" {

@@ -2,7 +2,7 @@
 //! What happens in a step, to the machine under test and to the guest that it has to look like?
 
 use crate::judge::{Guest, Op, Seen};
-use crate::layout::{LOG_DIRTY, READONLY, SLOTS, first_tables};
+use crate::layout::{LOG_DIRTY, READONLY, SLOTS, SLOTS_WITHOUT_ALIASES, first_tables};
 use crate::memory::{Page, SLOT_IDS, Slot};
 use crate::oracle::{Paging, Registers, Who};
 use crate::script::{Header, Step};
@@ -57,6 +57,10 @@ pub trait Machine {
     /// # Errors
     /// The MMU cannot go on.
     fn set_slot(&mut self, id: u16, slot: &Slot) -> Result<Slotted, Failure>;
+    /// Whether a frame may have two gfns.
+    fn has_aliases(&self) -> bool {
+        true
+    }
     /// Whether this machine does not have what a step is about.
     fn lacks(&self, _: &Step) -> bool {
         false
@@ -105,6 +109,9 @@ impl<M: Machine + ?Sized> Machine for Box<M> {
     fn set_slot(&mut self, id: u16, slot: &Slot) -> Result<Slotted, Failure> {
         (**self).set_slot(id, slot)
     }
+    fn has_aliases(&self) -> bool {
+        (**self).has_aliases()
+    }
     fn lacks(&self, step: &Step) -> bool {
         (**self).lacks(step)
     }
@@ -140,6 +147,8 @@ pub enum Slotted {
     Refused,
     /// The MMU has not enough tables for it, or the backing not enough pages.
     NoRoom,
+    /// Frames are being changed.
+    Busy,
 }
 
 /// What is done with the log after it was read.
@@ -158,6 +167,40 @@ pub enum Clear {
     },
 }
 
+/// How accesses ended.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Ended {
+    /// Reads and fetches that found a value.
+    pub read: u64,
+    /// Writes that were done.
+    pub written: u64,
+    /// Page faults of the guest.
+    pub faults: u64,
+    /// Accesses that the vmm emulates.
+    pub mmio: u64,
+}
+
+impl Ended {
+    fn count(&mut self, seen: Seen) {
+        *match seen {
+            Seen::Value(_) => &mut self.read,
+            Seen::Stored => &mut self.written,
+            Seen::Fault { .. } => &mut self.faults,
+            Seen::Mmio { .. } | Seen::Blocked => &mut self.mmio,
+        } += 1;
+    }
+
+    /// The sum of both.
+    pub fn and(self, other: Self) -> Self {
+        Self {
+            read: self.read + other.read,
+            written: self.written + other.written,
+            faults: self.faults + other.faults,
+            mmio: self.mmio + other.mmio,
+        }
+    }
+}
+
 /// A machine, and what it should be.
 pub struct World<M> {
     /// The machine.
@@ -166,6 +209,8 @@ pub struct World<M> {
     pub guest: Guest,
     /// Changes of the host that have begun.
     invalidating: u32,
+    /// How accesses ended.
+    pub ended: Ended,
     /// Steps so far.
     pub steps: u64,
     audit_every: u64,
@@ -179,7 +224,11 @@ impl<M: Machine> World<M> {
     pub fn new(header: &Header, mut machine: M, audit_every: u64) -> Result<Self, Failure> {
         let Header::Machine { paging, vcpus, .. } = *header;
         let mut guest = Guest::new(vcpus, MAXPHYADDR);
-        for (id, base, npages, backing, first, flags) in SLOTS {
+        for (id, base, npages, backing, first, flags) in if machine.has_aliases() {
+            SLOTS
+        } else {
+            SLOTS_WITHOUT_ALIASES
+        } {
             let slot = Slot {
                 base,
                 npages: npages.into(),
@@ -197,6 +246,7 @@ impl<M: Machine> World<M> {
             machine,
             guest,
             invalidating: 0,
+            ended: Ended::default(),
             steps: 0,
             audit_every,
         };
@@ -275,7 +325,9 @@ impl<M: Machine> World<M> {
                 self.machine.host(step)?;
             }
             Step::Age { .. }
-            | Step::Move { .. }
+            | Step::Reclaim { .. }
+            | Step::Protect { .. }
+            | Step::SplitForLog { .. }
             | Step::Split { .. }
             | Step::Collapse { .. }
             | Step::Limit { .. }
@@ -328,6 +380,7 @@ impl<M: Machine> World<M> {
             machine,
             guest,
             invalidating,
+            ended,
             ..
         } = self;
         let gva = linear(guest.cpus[vcpu as usize].regs.paging, gva);
@@ -341,6 +394,7 @@ impl<M: Machine> World<M> {
             machine.host(&Step::InvalidateEnd {})?;
             seen = machine.access(vcpu, gva, who, op)?;
         }
+        ended.count(seen);
         let judged = guest.judge(vcpu, gva, who, op, seen, &mut |page, gpa| machine.word(page, gpa));
         judged.map_err(|text| Failure::new("access", text))
     }
@@ -362,6 +416,9 @@ impl<M: Machine> World<M> {
 
     fn set_slot(&mut self, id: u16, slot: &Slot) -> Result<(), Failure> {
         let memory = &self.guest.memory;
+        if !self.machine.has_aliases() && memory.aliases(id, slot) {
+            return Ok(());
+        }
         let delete = slot.npages == 0;
         let known = slot.flags & !(LOG_DIRTY | READONLY) == 0 && usize::from(id) < SLOT_IDS;
         let wanted = known
@@ -375,6 +432,7 @@ impl<M: Machine> World<M> {
             Slotted::Done => wanted,
             Slotted::Refused => !wanted || !delete && slot.cuts_large(),
             Slotted::NoRoom => !delete,
+            Slotted::Busy => self.invalidating > 0,
         };
         if !right {
             let text = format!("slot {id} as {slot:x?} is right: {wanted}, and came to {slotted:?}");

@@ -30,4 +30,9 @@ modes! {
     ept_pae: "ept-pae";
     ept_four_levels: "ept-four-level";
     ept_five_levels: "ept-five-level";
+    shadow_without_paging: "shadow-off";
+    shadow_two_levels: "shadow-two-level";
+    shadow_pae: "shadow-pae";
+    shadow_four_levels: "shadow-four-level";
+    shadow_five_levels: "shadow-five-level";
 }

@@ -154,11 +154,16 @@ impl<S: Stage2> Shadow<'_, S> {
     /// What a synchronised leaf page says is what the guest's entries say, or less.
     fn audit_source(&self, id: TableId, audit: &mut Audit) {
         let Some(source) = self.source(id) else { return };
-        let role = self.tables().get(id).role();
+        let (role, gfn) = (self.tables().get(id).role(), self.tables().get(id).gfn());
+        let readonly = self
+            .slot(gfn)
+            .is_some_and(|slot| slot.flags.contains(SlotFlags::READONLY));
+        // Where D cannot be set, a write is allowed all the same.
+        let stuck = if readonly { super::gpte::DIRTY } else { 0 };
         for index in 0..ENTRIES as u16 {
             let place = SptePlace { table: id, index };
             let kind = self.kind(place, self.tables().read(place));
-            let gpte = self.entry(&source, index);
+            let gpte = self.entry(&source, index) | stuck;
             let sound = gpte & super::gpte::PRESENT != 0 && !source.format.is_reserved(1, gpte);
             let same = sound && source.format.page(1, gpte) == self.gfn_of(place);
             let access = source.format.leaf_access(role.access(), gpte);

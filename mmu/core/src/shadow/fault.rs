@@ -65,7 +65,7 @@ impl<S: Stage2> Mmu<S> {
         if fault.code.contains(ErrorCode::P | ErrorCode::W) && !fault.code.contains(ErrorCode::RSVD) {
             let _walking = self.walkers.enter(&mut vcpu.walker);
             let (place, spte) = self.leaf_of(root, paging.role.level(), gva);
-            if self.fast_shadow_fault(slots, place, spte, fault.code) {
+            if self.fast_shadow_fault(slots, &paging, place, spte, fault.code) {
                 return Ok(Some(self.resume()));
             }
         }
@@ -78,7 +78,16 @@ impl<S: Stage2> Mmu<S> {
         let walk = match walk {
             Ok(walk) => walk,
             Err(NoWalk::Retry) => return Ok(Some(self.resume())),
-            Err(NoWalk::Fault(code)) => return Ok(Some(reflect(fault, code))),
+            Err(NoWalk::Fault(code)) => {
+                // A page fault makes the processor forget the address (SDM vol. 3, 4.10.4.1): what is unsync has to catch
+                // up, or another access would find what the guest has replaced.
+                if fault.code.contains(ErrorCode::P) {
+                    self.with_shadow(slots, held, &mut vcpu.reserve, |shadow| {
+                        shadow.sync_address(root, paging.role.level(), gva);
+                    });
+                }
+                return Ok(Some(reflect(fault, code)));
+            }
         };
         // (e) The frame behind it, or (f) none.
         let target = match self.backed(slots.lookup(walk.gfn), walk.gfn, fault.code, stamp) {
@@ -211,13 +220,22 @@ impl<S: Stage2> Mmu<S> {
     /// |                                        | zaps it; the spte maps gfn 2, same frame |
     /// | exchange succeeds, logs gfn 1: gfn 2 is lost |                                 |
     // REQ: DT-2, PF-1 (b)
-    fn fast_shadow_fault(&self, slots: &SlotTable, place: SptePlace, spte: Spte, code: ErrorCode) -> bool {
+    fn fast_shadow_fault(
+        &self,
+        slots: &SlotTable,
+        paging: &Paging,
+        place: SptePlace,
+        spte: Spte,
+        code: ErrorCode,
+    ) -> bool {
         let table = self.tables.get(place.table);
         let Ok(SpteKind::Leaf(leaf)) = spte.peek(self.tables.format(), table.role().level()) else {
             return false;
         };
-        let user = code.contains(ErrorCode::U) && !leaf.rights.contains(Rights::USER);
-        if !table.role().direct() || leaf.writable != Writable::Restorable || user {
+        // With W the access has to succeed, or a page is logged that nobody writes.
+        let mut access = PteAccess::WRITE;
+        access.set(PteAccess::USER, leaf.rights.contains(Rights::USER));
+        if !table.role().direct() || leaf.writable != Writable::Restorable || paging.forbids(access, code) {
             return false;
         }
         let gfn = self.tables.gfn_of(place);

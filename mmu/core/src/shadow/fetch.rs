@@ -168,6 +168,9 @@ impl<S: Stage2> Shadow<'_, S> {
                 // Up to date from here, as after a flush; and still unsync, so that it costs no write-protection.
                 self.refresh(found);
                 self.commit();
+            } else {
+                // The flushes of the vCPU that comes here now did not reach what is below.
+                self.sync_children(found);
             }
             return found;
         }

@@ -7,7 +7,7 @@ use super::memory::GuestMemory;
 use super::registers::{GeneralProtection, GuestCpu, GuestMode, Registers};
 use super::walk::{GuestTables, Paging};
 use super::{Shadow, fetch, memory};
-use crate::fault::FaultError;
+use crate::fault::{FaultError, HostFault};
 use crate::locks::{Before, Held, InMmu};
 use crate::pte_list::PteReserve;
 use crate::slots::{SlotState, SlotTable};
@@ -133,13 +133,29 @@ impl Vcpu {
     }
 }
 
+/// Why a register does not have its new value.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum NotLoaded {
+    /// #GP(0) for the guest: the value is none.
+    GeneralProtection,
+    /// The pdptes are in a frame whose owner has to do something before.
+    // REQ: HOST-1
+    Host(HostFault),
+}
+
+impl From<GeneralProtection> for NotLoaded {
+    fn from(_: GeneralProtection) -> Self {
+        Self::GeneralProtection
+    }
+}
+
 impl<S: Stage2> Mmu<S> {
     /// The guest writes cr0.
     ///
     /// # Errors
-    /// #GP for the guest; nothing has changed.
+    /// See [`NotLoaded`]; nothing has changed.
     // REQ: EM-1
-    pub fn write_cr0(&self, vcpu: &mut Vcpu, cr0: u64) -> Result<(), GeneralProtection> {
+    pub fn write_cr0(&self, vcpu: &mut Vcpu, cr0: u64) -> Result<(), NotLoaded> {
         let old = *vcpu.registers();
         let new = old.with_cr0(cr0, &self.guest_cpu)?;
         self.set_registers(vcpu, new, new.loads_pdptes(&old))
@@ -148,9 +164,9 @@ impl<S: Stage2> Mmu<S> {
     /// The guest writes cr3. The TLB is flushed, but for nothing: global pages go too.
     ///
     /// # Errors
-    /// #GP for the guest; nothing has changed.
+    /// See [`NotLoaded`]; nothing has changed.
     // REQ: EM-1, SP-7
-    pub fn write_cr3(&self, vcpu: &mut Vcpu, cr3: u64) -> Result<(), GeneralProtection> {
+    pub fn write_cr3(&self, vcpu: &mut Vcpu, cr3: u64) -> Result<(), NotLoaded> {
         let new = Registers {
             cr3,
             ..*vcpu.registers()
@@ -162,9 +178,9 @@ impl<S: Stage2> Mmu<S> {
     /// The guest writes cr4.
     ///
     /// # Errors
-    /// #GP for the guest; nothing has changed.
+    /// See [`NotLoaded`]; nothing has changed.
     // REQ: EM-1
-    pub fn write_cr4(&self, vcpu: &mut Vcpu, cr4: u64) -> Result<(), GeneralProtection> {
+    pub fn write_cr4(&self, vcpu: &mut Vcpu, cr4: u64) -> Result<(), NotLoaded> {
         let old = *vcpu.registers();
         let new = old.with_cr4(cr4, &self.guest_cpu)?;
         self.set_registers(vcpu, new, new.loads_pdptes(&old))
@@ -173,9 +189,9 @@ impl<S: Stage2> Mmu<S> {
     /// The guest writes efer.
     ///
     /// # Errors
-    /// #GP for the guest; nothing has changed.
+    /// See [`NotLoaded`]; nothing has changed.
     // REQ: EM-1
-    pub fn write_efer(&self, vcpu: &mut Vcpu, efer: u64) -> Result<(), GeneralProtection> {
+    pub fn write_efer(&self, vcpu: &mut Vcpu, efer: u64) -> Result<(), NotLoaded> {
         let new = vcpu.registers().with_efer(efer, &self.guest_cpu)?;
         self.set_registers(vcpu, new, false)
     }
@@ -183,13 +199,13 @@ impl<S: Stage2> Mmu<S> {
     /// Sets all registers at once, as when a vCPU's state is restored.
     ///
     /// # Errors
-    /// They do not go together; nothing has changed.
-    pub fn restore_registers(&self, vcpu: &mut Vcpu, new: Registers) -> Result<(), GeneralProtection> {
+    /// See [`NotLoaded`]; nothing has changed.
+    pub fn restore_registers(&self, vcpu: &mut Vcpu, new: Registers) -> Result<(), NotLoaded> {
         new.check(&self.guest_cpu)?;
         self.set_registers(vcpu, new, new.mode() == GuestMode::Pae)
     }
 
-    fn set_registers(&self, vcpu: &mut Vcpu, new: Registers, load: bool) -> Result<(), GeneralProtection> {
+    fn set_registers(&self, vcpu: &mut Vcpu, new: Registers, load: bool) -> Result<(), NotLoaded> {
         let pdptes = if load { self.load_pdptes(&new)? } else { vcpu.pdptes() };
         // REQ: GEN-7
         vcpu.mmio.drop_all();
@@ -203,7 +219,7 @@ impl<S: Stage2> Mmu<S> {
 
     /// Reads the four pdptes that cr3 points at.
     // REQ: EM-1
-    fn load_pdptes(&self, registers: &Registers) -> Result<[u64; 4], GeneralProtection> {
+    fn load_pdptes(&self, registers: &Registers) -> Result<[u64; 4], NotLoaded> {
         let mut held = Held::entry();
         let section = self.slots.read(&mut held);
         let memory = GuestMemory::new(self, &section);
@@ -215,8 +231,11 @@ impl<S: Stage2> Mmu<S> {
             *pdpte = memory
                 .read(gfn, offset + 8 * at as u16, GpteSize::B8)
                 .unwrap_or(u64::MAX);
+            if let Some((_, fault)) = memory.need.get() {
+                return Err(NotLoaded::Host(fault));
+            }
             if pdpte_reserved(*pdpte, &self.guest_cpu) != 0 {
-                return Err(GeneralProtection);
+                return Err(NotLoaded::GeneralProtection);
             }
         }
         Ok(pdptes)
@@ -407,7 +426,7 @@ impl<S: Stage2> Shadow<'_, S> {
 
     /// The spte of one address catches up, if its page is unsync.
     // REQ: SP-7
-    fn sync_address(&mut self, root: TableId, top: u8, gva: u64) {
+    pub(super) fn sync_address(&mut self, root: TableId, top: u8, gva: u64) {
         let mut table = root;
         for level in (1..=top).rev() {
             let place = fetch::place_of(table, level, gva);

@@ -1,22 +1,21 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
 //! The MMU in EPT mode: processors walk the guest's tables, an EPT below translates what they find.
 
-use super::sim_do;
+use super::{Owner, sim_do};
 use crate::judge::{Op, Seen};
-use crate::layout::{LOG_DIRTY, SHAPES};
+use crate::layout::SHAPES;
 use crate::memory::{Page, Slot};
 use crate::oracle::{Registers, Who};
 use crate::script::{Header, Step};
 use crate::world::{Clear, Failure, MAXPHYADDR, Machine, Slotted};
 use std::sync::Arc;
-use umbra_mmu_abi::{Backing, BackingId, Generation, Gfn, Gpa, SlotFlags, SlotId};
+use umbra_mmu_abi::{Generation, SlotId};
 use umbra_mmu_core::fault::{Fault, Outcome};
 use umbra_mmu_core::sim::cpu::{Cpu, Exit};
 use umbra_mmu_core::sim::ept::{EptCaches, ThroughEpt};
 use umbra_mmu_core::sim::memory::SimMemory;
 use umbra_mmu_core::sim::paging::Model;
 use umbra_mmu_core::sim::{SimStage2, Violation};
-use umbra_mmu_core::stage2::GpteSize;
 use umbra_mmu_core::vcpu::Vcpu;
 use umbra_mmu_core::{Limits, Mmu};
 
@@ -30,6 +29,7 @@ struct Processor {
 pub struct EptMachine {
     mmu: Mmu<SimStage2>,
     memory: Arc<SimMemory>,
+    owner: Owner,
     processors: Vec<Processor>,
 }
 
@@ -66,6 +66,7 @@ impl EptMachine {
         Self {
             mmu,
             memory,
+            owner: Owner::default(),
             processors,
         }
     }
@@ -87,7 +88,11 @@ impl EptMachine {
                     readonly_slot: mmio.readonly_slot,
                 }))
             }
-            other @ (Outcome::EmulateTableWrite { .. } | Outcome::Reflect(_) | Outcome::Host(_)) => {
+            Outcome::Host(fault) => {
+                self.owner.need(&self.mmu, &self.memory, &fault)?;
+                Ok(None)
+            }
+            other @ (Outcome::EmulateTableWrite { .. } | Outcome::Reflect(_)) => {
                 Err(Failure::new("outcome", format!("{other:?} of an EPT violation")))
             }
         }
@@ -145,52 +150,23 @@ impl Machine for EptMachine {
     }
 
     fn set_slot(&mut self, id: u16, slot: &Slot) -> Result<Slotted, Failure> {
-        let backing = Backing {
-            id: BackingId(slot.backing),
-            first_page: slot.first as u32,
-        };
-        let flags = SlotFlags::from_bits_retain(slot.flags);
-        let changed = self
+        super::set_slot(&self.mmu, id, slot)
+    }
+
+    fn log(&mut self, id: u16, clear: Clear) -> Result<Option<Vec<u64>>, Failure> {
+        let pages = self
             .mmu
-            .set_slot(SlotId(id), Gfn::new(slot.base), slot.npages as u32, backing, flags);
-        super::slotted(changed)
-    }
-
-    fn lacks(&self, step: &Step) -> bool {
-        match step {
-            Step::Slot { flags, .. } => flags & LOG_DIRTY != 0,
-            Step::TakeLog { .. } | Step::ReadLog { .. } | Step::ClearLog { .. } => true,
-            _ => false,
-        }
-    }
-
-    fn log(&mut self, _: u16, _: Clear) -> Result<Option<Vec<u64>>, Failure> {
-        Ok(None)
+            .with_slots(|slots| slots.get(SlotId(id)).map_or(0, |slot| slot.npages));
+        super::log(&self.mmu, id, pages.into(), clear)
     }
 
     fn device(&mut self, gpa: u64, value: u64) -> Result<(), Failure> {
-        let gpa = Gpa::new(gpa);
-        let frame = self
-            .mmu
-            .with_slots(|slots| slots.lookup(gpa.gfn()).map(|slot| slot.page_at(gpa.gfn())));
-        if let Some((at, frame, _)) = frame {
-            let into = (gpa.gfn().raw() - at.raw()) as u32;
-            let page = Page {
-                backing: frame.backing().0,
-                page: frame.page() + into,
-            };
-            self.memory
-                .store(super::frame(page), gpa.offset() as u16, GpteSize::B8, value);
-        }
+        super::device(&self.mmu, &self.memory, gpa, value);
         Ok(())
     }
 
     fn host(&mut self, step: &Step) -> Result<(), Failure> {
-        match step {
-            Step::ZapAll {} => self.mmu.zap_all(),
-            Step::Background {} => self.mmu.background(),
-            _ => {}
-        }
+        self.owner.act(&self.mmu, &self.memory, step);
         Ok(())
     }
 
@@ -203,11 +179,7 @@ impl Machine for EptMachine {
     }
 
     fn audit(&mut self) -> Result<(), Failure> {
-        let audit = self.mmu.audit();
-        match audit.differences {
-            0 => Ok(()),
-            _ => Err(Failure::new("audit", format!("{audit:?}"))),
-        }
+        super::audit(&self.mmu)
     }
 
     fn check(&mut self) -> Result<(), Failure> {

@@ -603,7 +603,7 @@ fn pdptes_are_loaded_with_cr3_and_not_before() {
     assert_eq!(machine.read(0, 0x1000), Seen::Fault(ErrorCode::empty()));
     machine.device_write(0, 0x1020, &(P | W).to_le_bytes());
     let refused = machine.mmu.write_cr3(&mut machine.vcpus[0].0, 0x1020);
-    assert_eq!(refused, Err(GeneralProtection));
+    assert_eq!(refused, Err(crate::shadow::roots::NotLoaded::GeneralProtection));
     machine.audit();
 }
 

@@ -4,7 +4,7 @@
 use crate::fault::{ErrorCode, Fault, Outcome};
 use crate::locks::Held;
 use crate::shadow::registers::*;
-use crate::shadow::roots::{LocalFlush, Roots};
+use crate::shadow::roots::{LocalFlush, NotLoaded, Roots};
 use crate::sim::SimMemory;
 use crate::sim::cpu::{Cpu, Exit, Operation};
 use crate::sim::paging::{self as hw, Privilege};
@@ -113,7 +113,7 @@ impl Machine {
         let vcpus = (0..vcpus)
             .map(|_| {
                 let mut vcpu = mmu.add_vcpu().unwrap();
-                let _: Result<(), GeneralProtection> = mmu.restore_registers(&mut vcpu, registers);
+                let _: Result<(), NotLoaded> = mmu.restore_registers(&mut vcpu, registers);
                 (vcpu, Cpu::new(hw::Model::default(), None))
             })
             .collect();
