@@ -433,3 +433,45 @@ fn a_slot_is_deleted_in_batches() {
     assert!(mmu.invalidate.seq() >= before + 3, "mmu_lock was held all the time");
     assert_eq!((mmu.stat(Stat::Mapped4K), mmu.audit().first), (0, None));
 }
+
+/// What the audit takes for right is what the host has now, not what it had when the slot was made.
+// REQ: RM-3, LP-4, HOST-2
+#[test]
+fn the_audit_knows_the_sizes_and_rights_that_the_host_has_now() {
+    let shape = BackingShape {
+        small_head: 0,
+        large: 2,
+        small_tail: 0,
+    };
+    let mmu = Mmu::new(
+        SimStage2::new(std::vec![shape], 32),
+        std::vec![shape],
+        &Limits::default(),
+    )
+    .unwrap();
+    let vcpu = mmu.add_vcpu().unwrap();
+    let mut mmu = Machine { mmu, vcpu };
+    let base = Gfn::new(0x400);
+    set(&mmu, 0, base, 1024, 0, SlotFlags::LOG_DIRTY);
+    mmu.fault(base.gpa(), Access::Read).unwrap();
+    assert_eq!((mmu.stat(Stat::Mapped2M), mmu.audit().first), (1, None));
+    for _ in 0..4 {
+        mmu.fault(base.gpa(), Access::Write).unwrap();
+    }
+    assert_eq!(mmu.stage2_mut().write(base.gpa(), 1), Ok(()));
+    assert_eq!((mmu.stat(Stat::Mapped4K), mmu.audit().first), (1, None));
+    // More rights than there are, in all three views alike: only the slot says otherwise.
+    set(&mmu, 0, base, 1024, 0, SlotFlags::READONLY);
+    mmu.fault(base.gpa(), Access::Read).unwrap();
+    assert_eq!(mmu.audit().first, None);
+    let walk = mmu.walk(base);
+    let Ok(SpteKind::Leaf(leaf)) = walk.spte.decode(Format::Ept, walk.level as u8) else {
+        panic!("{:?}", walk.spte)
+    };
+    let writable = Leaf {
+        writable: Writable::Protected,
+        ..leaf
+    };
+    mmu.tables.set(walk.place, Spte::leaf(Format::Ept, writable));
+    assert_eq!(mmu.audit().first, Some(crate::audit::Difference::Slot(base)));
+}
