@@ -229,15 +229,16 @@ fn a_new_slot_is_seen_by_a_fault_that_did_not_find_it() {
     });
 }
 
-/// Everything is zapped, and freed in the background, while the guest maps a page and writes to another one whose W is
-/// to be restored without mmu_lock.
-// REQ: LK-2, LK-3, ZAP-1, ZAP-2
-#[test]
-fn faults_go_on_while_everything_is_zapped() {
-    explore(Stopped::First, 0, || {
+/// Everything is zapped, and freed in the background, while the guest writes to a page that is to be restored without
+/// mmu_lock: its W, or all of it.
+fn write_while_everything_is_zapped(old: bool) {
+    explore(Stopped::First, 0, move || {
         let world = World::new(8, SlotFlags::LOG_DIRTY);
         let mut vcpu = world.vcpu();
         world.access(&mut vcpu, BASE, Access::Read);
+        if old {
+            world.mmu.test_and_clear_young(World::frame(), 1, |_, _| {}).unwrap();
+        }
         let faults = with_vcpu(&world, |world, vcpu| {
             assert_eq!(world.access(vcpu, BASE, Access::Write), Ended::Done);
         });
@@ -252,6 +253,18 @@ fn faults_go_on_while_everything_is_zapped() {
         assert_eq!(world.access(&mut vcpu, BASE, Access::Write), Ended::Done);
         world.check();
     });
+}
+
+// REQ: LK-2, LK-3, ZAP-1, ZAP-2
+#[test]
+fn w_is_restored_while_everything_is_zapped() {
+    write_while_everything_is_zapped(false);
+}
+
+// REQ: LK-2, LK-3, ZAP-1, AT-1
+#[test]
+fn an_old_leaf_is_restored_while_everything_is_zapped() {
+    write_while_everything_is_zapped(true);
 }
 
 /// Where the pages of these models lie: each has a page table of its own below one directory, at the same index.
@@ -396,6 +409,26 @@ fn a_write_that_maps_a_page_is_in_the_copy_or_in_the_log() {
         copy_while_the_guest_writes(&world, |world, vcpu| {
             assert_eq!(world.access(vcpu, BASE, Access::Read), Ended::Done);
         });
+    });
+}
+
+/// A fault has walked to a table that only caches MMIO. Before it installs its leaf there, the table goes to a fault that
+/// has none.
+// REQ: LK-2, LK-3
+#[test]
+fn a_leaf_is_not_put_into_a_table_that_was_cut_off() {
+    explore(Stopped::First, 0, || {
+        let mut vcpu = None;
+        let world = world_without_tables(&mut vcpu);
+        world.create(SlotId(2), apart(4), 2, SlotFlags::empty());
+        let faults = with_vcpu(&world, |world, vcpu| {
+            assert_eq!(world.access(vcpu, apart(4), Access::Read), Ended::Done);
+        });
+        let evicts = with_vcpu(&world, |world, vcpu| {
+            world.fault_once(vcpu, apart(7), Access::Read);
+        });
+        join([faults, evicts]);
+        world.check();
     });
 }
 

@@ -5,13 +5,16 @@
 use loom::thread;
 use std::collections::BTreeSet;
 use std::sync::Arc;
-use umbra_mmu_abi::Gfn;
+use umbra_mmu_abi::{BackingId, Gfn, PageLevel};
 use umbra_mmu_core::dirty::DirtyLog;
 use umbra_mmu_core::invalidate::Invalidations;
 use umbra_mmu_core::locks::{Held, MmuLock};
 use umbra_mmu_core::pte_list::{ENTRIES_PER_ADD, PteEntries, PteList, PteReserve};
+use umbra_mmu_core::role::Role;
+use umbra_mmu_core::spte::{Format, Leaf, Rights, ShadowLayout, Spte, Writable};
+use umbra_mmu_core::stage2::{Frame, TableLevel};
 use umbra_mmu_core::sync::atomic::{AtomicU64, Ordering};
-use umbra_mmu_core::table::{SptePlace, TableId};
+use umbra_mmu_core::table::{HeapWords, SptePlace, TableId, Tables};
 use umbra_races::explore;
 
 fn place(index: u16) -> SptePlace {
@@ -127,6 +130,67 @@ fn a_mark_is_in_one_answer_or_still_in_the_log() {
         assert_eq!(taken | log.get(0), 0b11);
         assert_eq!(taken & log.get(0), 0, "taken and still there");
     });
+}
+
+/// A processor that walks the tables sets D in a leaf that the MMU takes away or makes clean. A write that it let through
+/// is in what the MMU finds, or was made with the leaf that is there afterwards.
+///
+/// ```text
+/// processor                       MMU
+/// ---------                       ---
+///                                 read the spte: not dirty
+/// D, by one exchange
+/// (the guest writes)
+///                                 store the new spte: D is lost
+/// ```
+// REQ: LK-3, DT-3
+#[test]
+fn a_dirty_bit_that_a_processor_sets_is_not_lost() {
+    const DIRTY: u64 = 1 << 6;
+    let layout = ShadowLayout {
+        backing_shift: 20,
+        tables_base: 1 << 30,
+        maxphyaddr: 40,
+    };
+    let format = Format::Shadow(layout);
+    let leaf = Spte::leaf(
+        format,
+        Leaf {
+            frame: Frame::new(BackingId(0), 3).unwrap(),
+            level: PageLevel::K4,
+            writable: Writable::Now,
+            rights: Rights::ALL,
+        },
+    );
+    for zap in [true, false] {
+        explore(3, move || {
+            let tables = Tables::new(HeapWords::new(2).unwrap(), format).unwrap();
+            let role = Role::ept(TableLevel::Pt);
+            let table = tables.take(&mut Held::entry(), Gfn::new(0), role, 0).unwrap();
+            let place = SptePlace { table, index: 1 };
+            tables.set(place, leaf);
+            let tables = Arc::new(tables);
+            let writes = thread::spawn({
+                let tables = tables.clone();
+                move || {
+                    let word = &tables.words(table)[1];
+                    let seen = word.load(Ordering::Relaxed);
+                    let order = Ordering::AcqRel;
+                    seen & 1 != 0
+                        && word
+                            .compare_exchange(seen, seen | DIRTY, order, Ordering::Relaxed)
+                            .is_ok()
+                }
+            });
+            let old = match zap {
+                true => tables.set(place, Spte::EMPTY),
+                false => tables.clear(place, DIRTY | 2),
+            };
+            let written = writes.join().unwrap();
+            let left = tables.read(place).raw();
+            assert!(!written || (old.raw() | left) & DIRTY != 0, "a write is lost");
+        });
+    }
 }
 
 /// The host moves a page. A fault looks where it is, and installs what it saw if it may.
