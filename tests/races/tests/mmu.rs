@@ -4,7 +4,7 @@
 
 use shuttle::thread;
 use std::sync::Arc;
-use umbra_mmu_abi::{Access, Backing, BackingId, Gfn, SlotFlags, SlotId, Stat};
+use umbra_mmu_abi::{Access, Backing, BackingId, Generation, Gfn, SlotFlags, SlotId, Stat};
 use umbra_mmu_core::fault::{Fault, Outcome};
 use umbra_mmu_core::host::PageState;
 use umbra_mmu_core::notify::Mappings;
@@ -47,7 +47,8 @@ impl World {
         let limits = Limits {
             tables: tables as usize,
             rmap_entries: 8,
-            ..Limits::default()
+            // Far from the wrap, at which all MMIO sptes go.
+            first_generation: Generation(8),
         };
         let mmu = Mmu::new(SimStage2::new(SHAPES.to_vec(), 2 * tables), SHAPES.to_vec(), &limits).unwrap();
         let world = Self { mmu };
@@ -229,8 +230,7 @@ fn a_new_slot_is_seen_by_a_fault_that_did_not_find_it() {
     });
 }
 
-/// Everything is zapped, and freed in the background, while the guest writes to a page that is to be restored without
-/// mmu_lock: its W, or all of it.
+/// Everything is zapped while the guest writes to a page that is to be restored without mmu_lock: its W, or all of it.
 fn write_while_everything_is_zapped(old: bool) {
     explore(Stopped::First, 0, move || {
         let world = World::new(8, SlotFlags::LOG_DIRTY);
@@ -242,13 +242,11 @@ fn write_while_everything_is_zapped(old: bool) {
         let faults = with_vcpu(&world, |world, vcpu| {
             assert_eq!(world.access(vcpu, BASE, Access::Write), Ended::Done);
         });
-        let zaps = with_vcpu(&world, |world, _| {
-            world.mmu.zap_all();
-            while world.mmu.has_background_work() {
-                world.mmu.background();
-            }
-        });
+        let zaps = with_vcpu(&world, |world, _| world.mmu.zap_all());
         join([faults, zaps]);
+        while world.mmu.has_background_work() {
+            world.mmu.background();
+        }
         assert!(world.is_logged(SLOT, BASE), "a write was lost");
         assert_eq!(world.access(&mut vcpu, BASE, Access::Write), Ended::Done);
         world.check();
@@ -412,24 +410,28 @@ fn a_write_that_maps_a_page_is_in_the_copy_or_in_the_log() {
     });
 }
 
-/// A fault has walked to a table that only caches MMIO. Before it installs its leaf there, the table goes to a fault that
-/// has none.
+/// A fault has walked to a table that only caches MMIO, to such an spte or to an empty one. Before it installs its leaf
+/// there, the table goes to a fault that has none.
 // REQ: LK-2, LK-3
 #[test]
 fn a_leaf_is_not_put_into_a_table_that_was_cut_off() {
-    explore(Stopped::First, 0, || {
-        let mut vcpu = None;
-        let world = world_without_tables(&mut vcpu);
-        world.create(SlotId(2), apart(4), 2, SlotFlags::empty());
-        let faults = with_vcpu(&world, |world, vcpu| {
-            assert_eq!(world.access(vcpu, apart(4), Access::Read), Ended::Done);
+    for page in [0, 1] {
+        explore(Stopped::First, 0, move || {
+            let mut vcpu = None;
+            let world = world_without_tables(&mut vcpu);
+            let gfn = Gfn::new(apart(4).raw() + page);
+            world.create(SlotId(2), gfn, 2, SlotFlags::empty());
+            world.create(SlotId(3), apart(7), 3, SlotFlags::empty());
+            let faults = with_vcpu(&world, move |world, vcpu| {
+                assert_eq!(world.access(vcpu, gfn, Access::Read), Ended::Done);
+            });
+            let evicts = with_vcpu(&world, |world, vcpu| {
+                world.fault_once(vcpu, apart(7), Access::Read);
+            });
+            join([faults, evicts]);
+            world.check();
         });
-        let evicts = with_vcpu(&world, |world, vcpu| {
-            world.fault_once(vcpu, apart(7), Access::Read);
-        });
-        join([faults, evicts]);
-        world.check();
-    });
+    }
 }
 
 /// A page is made old while the guest uses it; whoever uses it after that makes it young again.
@@ -473,6 +475,9 @@ fn an_old_leaf_that_goes_is_not_restored() {
         let world = World::new(8, SlotFlags::empty());
         let mut vcpu = world.vcpu();
         world.access(&mut vcpu, BASE, Access::Read);
+        // The table stays where it is.
+        world.create(SlotId(1), Gfn::new(BASE.raw() + 1), 1, SlotFlags::empty());
+        world.access(&mut vcpu, Gfn::new(BASE.raw() + 1), Access::Read);
         world.mmu.test_and_clear_young(World::frame(), 1, |_, _| {}).unwrap();
         let uses = with_vcpu(&world, |world, vcpu| {
             world.access(vcpu, BASE, Access::Read);
