@@ -9,7 +9,7 @@ use crate::Mmu;
 use crate::locks::LeafGuard;
 use crate::pte_list::PteList;
 use crate::slots::Slot;
-use crate::spte::{Format, Leaf, Spte, SpteKind, Touched, Writable};
+use crate::spte::{Format, Leaf, Spte, SpteKind, Writable};
 use crate::stage2::{Frame, Stage2, Stage2Error, TableLevel, TableWords, Unflushed};
 use crate::table::{SptePlace, Tables, give_write, take_write};
 use crate::zap::{Cut, Zap};
@@ -242,7 +242,7 @@ impl<S: Stage2> Zap<'_, S> {
                             young(gfn, size);
                         }
                         Format::Shadow(_) => {
-                            if mmu.tables.clear(place, Spte::ACCESSED).touched() != Touched::Not {
+                            if mmu.tables.clear(place, Spte::ACCESSED).is_accessed() {
                                 removed.and(Unflushed::removed(1));
                                 young(gfn, size);
                             }
@@ -262,7 +262,7 @@ impl<S: Stage2> Zap<'_, S> {
             let mut places = slot.data.places(&mmu.pte_entries, gfn, size);
             places.any(|place| match mmu.tables.format() {
                 Format::Ept => matches!(mmu.tables.kind(place), SpteKind::Leaf(_)),
-                Format::Shadow(_) => mmu.tables.read(place).touched() != Touched::Not,
+                Format::Shadow(_) => mmu.tables.read(place).is_accessed(),
             })
         })
     }

@@ -308,6 +308,13 @@ impl Spte {
     /// The accessed bit of a leaf of a table that hardware walks.
     pub(crate) const ACCESSED: u64 = shadow::ACCESSED;
 
+    /// Whether the processor has used a leaf of a table that hardware walks since its accessed bit was cleared last; its
+    /// dirty bit says nothing of that.
+    #[inline]
+    pub(crate) const fn is_accessed(self) -> bool {
+        self.0 & Self::ACCESSED != 0
+    }
+
     /// What the processor did through a leaf that hardware walks since the leaf was written.
     #[inline]
     pub const fn touched(self) -> Touched {

@@ -409,7 +409,7 @@ fn everything_at_once_leaves_the_guest_its_memory() {
                 0 | 1 => {
                     let _ = mmu.reclaim(first, pages);
                 }
-                2 | 3 | 4 => {
+                2..=4 => {
                     let _ = mmu.give_back(first, pages);
                 }
                 5 => {
