@@ -266,6 +266,15 @@ impl HostMemory {
         }
     }
 
+    /// Whether the page is there with all rights, as far as a look at its chunk tells: `false` says nothing.
+    #[inline]
+    pub fn is_plain(&self, frame: Frame) -> bool {
+        let backing = self.of(frame);
+        let chunk = (frame.page() + backing.pad) >> CHUNK_SHIFT;
+        let word = backing.chunks[chunk as usize].load(Ordering::Acquire);
+        word & !SMALL == 0 && backing.kind.access() == GuestAccess::All
+    }
+
     /// The state of one page.
     pub fn state(&self, frame: Frame) -> PageState {
         self.of(frame).state(frame.page())

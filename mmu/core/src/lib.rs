@@ -72,6 +72,7 @@ use invalidate::Invalidations;
 use locks::{Held, LeafLock, MmuLock, SlotsArchLock, SlotsLock, Srcu};
 use pte_list::{ENTRIES_PER_ADD, PteEntries};
 use role::Role;
+use shadow::gpte::GpteFormats;
 use shadow::registers::GuestCpu;
 use shadow::roots::VcpuPaging;
 use slots::SlotTable;
@@ -234,7 +235,7 @@ impl<S: Stage2> Mmu<S> {
             Mode::Ept => None,
             Mode::Shadow(layout) => {
                 assert!(layout.is_sound(), "{layout:?} has addresses that do not fit");
-                Some(shadow::pages::Pages::new(tables.capacity())?)
+                Some(shadow::pages::Pages::new(tables.capacity(), &GuestCpu::default())?)
             }
         };
         Ok(Self {
@@ -263,7 +264,10 @@ impl<S: Stage2> Mmu<S> {
 
     /// The same MMU for a guest whose processor is `cpu`; nothing has asked about it yet. Shadow mode only looks at it.
     #[must_use]
-    pub fn with_guest_cpu(self, cpu: GuestCpu) -> Self {
+    pub fn with_guest_cpu(mut self, cpu: GuestCpu) -> Self {
+        if let Some(pages) = &mut self.lock.get_mut().shadow {
+            pages.formats = GpteFormats::new(&cpu);
+        }
         Self { guest_cpu: cpu, ..self }
     }
 

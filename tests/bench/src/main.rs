@@ -11,6 +11,7 @@ mod memory;
 mod plot;
 mod report;
 mod scaling;
+mod shadow;
 
 use std::process::ExitCode;
 
@@ -42,7 +43,7 @@ fn main() -> ExitCode {
 
 /// One case, for valgrind.
 fn run_case(name: &str) -> ExitCode {
-    let case = cases::CASES.iter().find(|case| case.name == name).expect("a case");
+    let case = cases::CASES.iter().chain(shadow::CASES).find(|case| case.name == name).expect("a case");
     (case.run)(case.count);
     ExitCode::SUCCESS
 }

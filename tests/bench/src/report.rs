@@ -40,7 +40,7 @@ pub struct Report {
 pub fn budgets() -> Result<Report, String> {
     count::available()?;
     let mut report = Report::default();
-    for case in CASES {
+    for case in CASES.iter().chain(crate::shadow::CASES) {
         let total = count::instructions(&["--case".to_owned(), case.name.to_owned()])?;
         report.figures.push(Figure {
             name: case.name.to_owned(),

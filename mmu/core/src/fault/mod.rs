@@ -195,6 +195,9 @@ impl<S: Stage2> Mmu<S> {
     // REQ: PF-1
     #[inline]
     pub fn fault(&self, vcpu: &mut Vcpu, fault: &Fault) -> Result<Outcome, FaultError> {
+        if let Mode::Shadow(_) = self.mode {
+            return self.shadow_fault(vcpu, fault);
+        }
         // (a) MMIO, as this vCPU remembers it.
         if let Some(mmio) = self.remembered_mmio(vcpu, fault) {
             return Ok(self.emulate(mmio));
@@ -209,9 +212,6 @@ impl<S: Stage2> Mmu<S> {
     #[cold]
     #[inline(never)]
     fn handle(&self, vcpu: &mut Vcpu, fault: &Fault) -> Result<Outcome, FaultError> {
-        if let Mode::Shadow(_) = self.mode {
-            return self.shadow_fault(vcpu, fault);
-        }
         for _ in 0..ATTEMPTS {
             match self.attempt(vcpu, fault) {
                 Ok(None) => {}

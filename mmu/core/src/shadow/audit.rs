@@ -164,9 +164,10 @@ impl<S: Stage2> Shadow<'_, S> {
             let place = SptePlace { table: id, index };
             let kind = self.kind(place, self.tables().read(place));
             let gpte = self.entry(&source, index) | stuck;
-            let sound = gpte & super::gpte::PRESENT != 0 && !source.format.is_reserved(1, gpte);
-            let same = sound && source.format.page(1, gpte) == self.gfn_of(place);
-            let access = source.format.leaf_access(role.access(), gpte);
+            let format = self.pages.formats.of(role);
+            let sound = gpte & super::gpte::PRESENT != 0 && !format.is_reserved(1, gpte);
+            let same = sound && format.page(1, gpte) == self.gfn_of(place);
+            let access = format.leaf_access(role.access(), gpte);
             let fits = match kind {
                 SpteKind::Empty => true,
                 SpteKind::Leaf(leaf) => {

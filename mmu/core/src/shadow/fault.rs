@@ -2,6 +2,7 @@
 //! What happens on a page fault in shadow mode? The order of KVM's mmu.txt, step by step.
 
 use super::fetch::{Fetched, Target, Wish, place_of};
+use super::gpte::at;
 use super::memory::{GuestMemory, access};
 use super::walk::{GuestWalk, NoWalk, Paging, walk};
 use crate::Mmu;
@@ -33,7 +34,12 @@ impl<S: Stage2> Mmu<S> {
     /// # Errors
     /// See [`FaultError`].
     // REQ: PF-1
+    #[inline(never)]
     pub(crate) fn shadow_fault(&self, vcpu: &mut Vcpu, fault: &Fault) -> Result<Outcome, FaultError> {
+        // (a) MMIO, as this vCPU remembers it.
+        if let Some(mmio) = self.remembered_mmio(vcpu, fault) {
+            return Ok(self.emulate(mmio));
+        }
         for _ in 0..ATTEMPTS {
             if let Some(outcome) = self.shadow_attempt(vcpu, fault)? {
                 return Ok(outcome);
@@ -141,7 +147,7 @@ impl<S: Stage2> Mmu<S> {
             Target::Mmio(_) => PageLevel::K4,
         };
         // The guest's tables are in frames as well.
-        let tables = &walk.tables[walk.leaf as usize..=walk.top as usize];
+        let tables = &walk.tables[at(walk.leaf)..=at(walk.top)];
         self.invalidate.must_retry_page(seq, walk.gfn.align_down(size), size)
             || tables.iter().any(|gfn| self.invalidate.must_retry(seq, *gfn))
     }

@@ -12,7 +12,7 @@
 //!
 //! If the entry still is the old one, the write has not reached memory, and whoever emulates it will come to the spte.
 
-use super::gpte::{ACCESSED, DIRTY};
+use super::gpte::{ACCESSED, DIRTY, at};
 use super::sync::rights;
 use super::unsync::Unsync;
 use super::walk::{GuestWalk, Paging};
@@ -74,6 +74,7 @@ impl<S: Stage2> Shadow<'_, S> {
         let map = self.mapping_level(paging, walk, target);
         let mut table = root;
         let mut level = paging.role.level();
+        self.pages.tick();
         self.pages.touch(root);
         // The guest's own upper tables, each with its shadow page.
         while level > walk.leaf.max(1) && walk.leaf > 0 {
@@ -82,8 +83,8 @@ impl<S: Stage2> Shadow<'_, S> {
                 Some(child) => child,
                 None => {
                     let below = level - 1;
-                    let role = child_role(paging, below, gva).with_access(walk.above[below as usize]);
-                    let child = self.page_for(walk.tables[below as usize], role);
+                    let role = child_role(paging, below, gva).with_access(walk.above[at(below)]);
+                    let child = self.page_for(walk.tables[at(below)], role);
                     if self.changed(walk, level, place) {
                         return Fetched::Changed;
                     }
@@ -113,7 +114,7 @@ impl<S: Stage2> Shadow<'_, S> {
         }
         let place = place_of(table, level, gva);
         let fetched = match target {
-            Target::Page(slot, host) => self.set_leaf(place, slot, host, map, walk.gfn, walk.access, wish),
+            Target::Page(slot, host) => self.set_leaf(place, slot, host.access, map, walk.gfn, walk.access, wish),
             Target::Mmio(stamp) => {
                 self.set_mmio(place, walk.gfn, walk.access, stamp);
                 Fetched::Mapped
@@ -155,7 +156,7 @@ impl<S: Stage2> Shadow<'_, S> {
             return true;
         };
         let now = self.entry(&source, place.index);
-        (now ^ walk.gptes[level as usize]) & !(ACCESSED | DIRTY) != 0
+        (now ^ walk.gptes[at(level)]) & !(ACCESSED | DIRTY) != 0
     }
 
     /// The shadow page of a guest table in a role: found, or made. Then its frame is read-only to the guest, or the page
@@ -251,7 +252,7 @@ impl<S: Stage2> Shadow<'_, S> {
         &mut self,
         place: SptePlace,
         slot: &Slot,
-        host: HostPage,
+        host: GuestAccess,
         size: PageLevel,
         gfn: Gfn,
         access: PteAccess,
@@ -270,7 +271,7 @@ impl<S: Stage2> Shadow<'_, S> {
         } else {
             access
         };
-        let host_writable = host.access == GuestAccess::All && !slot.flags.contains(SlotFlags::READONLY);
+        let host_writable = host == GuestAccess::All && !slot.flags.contains(SlotFlags::READONLY);
         let logged = slot.flags.contains(SlotFlags::LOG_DIRTY);
         let unsync = if wish == Wish::Prefetch {
             Unsync::Unwanted
@@ -311,24 +312,36 @@ impl<S: Stage2> Shadow<'_, S> {
     /// Puts a leaf where nothing is, or something else for this gfn, or what the guest's tables said before.
     fn put_leaf(&mut self, place: SptePlace, slot: &Slot, gfn: Gfn, new: Leaf) {
         let old = self.tables().read(place);
-        match self.kind(place, old) {
-            SpteKind::Leaf(leaf) if leaf.frame == new.frame && self.gfn_of(place) == gfn => {
-                if leaf != new {
-                    self.change_leaf(place, new);
-                }
-                return;
-            }
-            SpteKind::Empty => {}
-            SpteKind::Leaf(_) | SpteKind::Table(_) | SpteKind::Mmio(_) | SpteKind::AccessTracked(_) => {
-                self.zap_spte(place);
-                self.commit();
-            }
+        if !old.is_empty() && !self.make_way(place, old, gfn, new) {
+            return;
         }
         self.pages.set_gfn(place.table, place.index, gfn);
         self.tables().set(place, Spte::leaf(self.tables().format(), new));
         slot.data.add(self.entries(), self.reserve, gfn, new.level, place);
         self.mmu.count_mapped(new.level);
         self.mmu.trace.event(|| Event::Map { gfn, level: new.level });
+    }
+
+    /// What is at the place becomes the new leaf, or goes; `true`: the place is empty now.
+    #[inline(never)]
+    fn make_way(&mut self, place: SptePlace, old: Spte, gfn: Gfn, new: Leaf) -> bool {
+        match self.kind(place, old) {
+            SpteKind::Leaf(leaf) if leaf.frame == new.frame && self.gfn_of(place) == gfn => {
+                if leaf != new {
+                    self.change_leaf(place, new);
+                }
+                false
+            }
+            SpteKind::Empty
+            | SpteKind::Leaf(_)
+            | SpteKind::Table(_)
+            | SpteKind::Mmio(_)
+            | SpteKind::AccessTracked(_) => {
+                self.zap_spte(place);
+                self.commit();
+                true
+            }
+        }
     }
 
     /// Caches that `gfn` has no memory. What is mapped there goes first, with its reverse map (CVE-2026-23401).

@@ -30,18 +30,31 @@ pub(super) struct GuestMemory<'a, S: Stage2> {
     /// What a walk needs of the owner of a frame before it can be trusted.
     // REQ: HOST-1
     pub need: Cell<Option<(Gfn, HostFault)>>,
+    /// The slot that was looked up last.
+    last: Cell<Option<&'a Slot>>,
 }
 
 impl<'a, S: Stage2> GuestMemory<'a, S> {
     pub fn new(mmu: &'a Mmu<S>, slots: &'a SlotTable) -> Self {
-        let need = Cell::new(None);
-        Self { mmu, slots, need }
+        Self {
+            mmu,
+            slots,
+            need: Cell::new(None),
+            last: Cell::new(None),
+        }
     }
 
     /// The live slot of a frame, and the frame, if the host has it there.
     #[inline]
     pub fn find(&self, gfn: Gfn) -> Option<(&'a Slot, Frame)> {
-        let slot = self.slots.lookup(gfn).filter(|slot| slot.state == SlotState::Live)?;
+        let slot = match self.last.get() {
+            Some(slot) if slot.contains(gfn) => slot,
+            Some(_) | None => {
+                let slot = self.slots.lookup(gfn).filter(|slot| slot.state == SlotState::Live)?;
+                self.last.set(Some(slot));
+                slot
+            }
+        };
         Some((slot, slot.frame_of(gfn)))
     }
 
@@ -53,6 +66,9 @@ impl<'a, S: Stage2> GuestMemory<'a, S> {
         let (slot, frame) = self.find(gfn).ok_or(NotWritten::NoMemory)?;
         if slot.flags.contains(SlotFlags::READONLY) {
             return Err(NotWritten::NoMemory);
+        }
+        if self.mmu.host.is_plain(frame) {
+            return Ok((slot, frame));
         }
         match access(&self.mmu.host.page(frame), Access::Write) {
             Ok(_) => Ok((slot, frame)),
@@ -86,6 +102,9 @@ impl<S: Stage2> GuestTables for GuestMemory<'_, S> {
     #[inline]
     fn read(&self, gfn: Gfn, offset: u16, size: GpteSize) -> Option<u64> {
         let (_, frame) = self.find(gfn)?;
+        if self.mmu.host.is_plain(frame) {
+            return Some(self.mmu.ram.read(frame, offset, size));
+        }
         match access(&self.mmu.host.page(frame), Access::Read) {
             Ok(_) => Some(self.mmu.ram.read(frame, offset, size)),
             Err(need) => {

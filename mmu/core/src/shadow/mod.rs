@@ -43,6 +43,7 @@ use crate::slots::{Slot, SlotTable};
 use crate::spte::{Leaf, Spte, SpteKind, Writable};
 use crate::stage2::{Stage2, Unflushed};
 use crate::table::{SptePlace, TableId, Tables};
+use core::cell::Cell;
 use pages::Pages;
 use umbra_mmu_abi::{Gfn, PageLevel};
 
@@ -58,6 +59,8 @@ pub(crate) struct Shadow<'a, S: Stage2> {
     pub(crate) reserve: &'a mut PteReserve,
     pub(crate) removed: Unflushed,
     pub(crate) dead: Option<TableId>,
+    /// The slot that was looked up last: the next frame is most often in it too.
+    pub(crate) last: Cell<Option<&'a Slot>>,
 }
 
 impl<'a, S: Stage2> Shadow<'a, S> {
@@ -70,8 +73,16 @@ impl<'a, S: Stage2> Shadow<'a, S> {
     }
 
     /// The slot of a frame, also one that is going.
+    #[inline]
     fn slot(&self, gfn: Gfn) -> Option<&'a Slot> {
-        self.slots.lookup(gfn)
+        match self.last.get() {
+            Some(slot) if slot.contains(gfn) => Some(slot),
+            Some(_) | None => {
+                let slot = self.slots.lookup(gfn)?;
+                self.last.set(Some(slot));
+                Some(slot)
+            }
+        }
     }
 
     /// What an spte says. Hardware may have set its A and D.

@@ -4,6 +4,8 @@
 //! A shadow page is a table of the pool, and what is here is what only shadow paging knows about it (the rest of KVM's
 //! `kvm_mmu_page` is in [`crate::table`]). All of it is guarded by mmu_lock, held for writing.
 
+use super::gpte::GpteFormats;
+use super::registers::GuestCpu;
 use crate::role::Role;
 use crate::slots::MAX_SLOTS;
 use crate::stage2::Resource;
@@ -13,6 +15,9 @@ use umbra_mmu_abi::{Gfn, SlotId};
 
 /// No page.
 const NONE: u32 = u32::MAX;
+
+/// Faults that are as good as simultaneous to the order of use.
+const NEARLY: u32 = 16;
 
 /// Lists that a page may be in, all doubly linked.
 #[derive(Clone, Copy)]
@@ -48,6 +53,8 @@ pub(crate) struct Page {
     /// Emulated writes to the guest's table since it was last used.
     // REQ: SP-9
     pub write_flooding_count: u8,
+    /// [`Pages::clock`] when it came to the front of the list of use.
+    touched: u32,
     /// Bits in the bitmap.
     // REQ: SP-6
     pub unsync_children: u16,
@@ -64,6 +71,7 @@ impl Page {
         root_count: 0,
         unsync: false,
         write_flooding_count: 0,
+        touched: 0,
         unsync_children: 0,
         unsync_child_bitmap: [0; ENTRIES / 64],
     };
@@ -119,9 +127,13 @@ pub(crate) struct Pages {
     slots: Vec<List>,
     gfns: GfnArrays,
     count: usize,
+    /// Counts faults.
+    clock: u32,
     /// KVM: `n_max_mmu_pages`.
     // REQ: SP-11
     pub limit: usize,
+    /// What the guest's entries mean.
+    pub formats: GpteFormats,
 }
 
 impl Pages {
@@ -129,7 +141,7 @@ impl Pages {
     ///
     /// # Errors
     /// Not enough memory.
-    pub fn new(tables: usize) -> Result<Self, Resource> {
+    pub fn new(tables: usize, cpu: &GuestCpu) -> Result<Self, Resource> {
         let buckets = tables.next_power_of_two();
         Ok(Self {
             pages: filled(tables, Page::NEW)?,
@@ -138,7 +150,9 @@ impl Pages {
             slots: filled(MAX_SLOTS, EMPTY)?,
             gfns: GfnArrays::new(tables)?,
             count: 0,
+            clock: 0,
             limit: tables,
+            formats: GpteFormats::new(cpu),
         })
     }
 
@@ -184,6 +198,7 @@ impl Pages {
             hash_next: core::mem::replace(&mut self.buckets[bucket], id.raw()),
             gfns,
             slot,
+            touched: self.clock,
             ..Page::NEW
         };
         self.push_front(Through::Use, id.raw());
@@ -234,15 +249,28 @@ impl Pages {
         self.id(self.get(id).hash_next)
     }
 
-    /// It was used just now.
+    /// One more fault.
+    pub fn tick(&mut self) {
+        self.clock = self.clock.wrapping_add(1);
+    }
+
+    /// It was used just now: to the front, if it did not come there within the last [`NEARLY`] faults.
     // REQ: SP-11
     #[inline]
     pub fn touch(&mut self, id: TableId) {
-        if self.used.head != id.raw() {
-            self.unlink(Through::Use, id.raw());
-            self.push_front(Through::Use, id.raw());
+        let clock = self.clock;
+        let page = self.get_mut(id);
+        page.write_flooding_count = 0;
+        if clock.wrapping_sub(page.touched) >= NEARLY {
+            self.to_front(id);
         }
-        self.get_mut(id).write_flooding_count = 0;
+    }
+
+    #[inline(never)]
+    fn to_front(&mut self, id: TableId) {
+        self.get_mut(id).touched = self.clock;
+        self.unlink(Through::Use, id.raw());
+        self.push_front(Through::Use, id.raw());
     }
 
     /// The page that was not used for longest.

@@ -16,6 +16,7 @@ use crate::stage2::{GpteSize, Resource, Stage2, Stage2Error, Unflushed};
 use crate::table::TableId;
 use crate::vcpu::Vcpu;
 use crate::{Mmu, Requests};
+use core::cell::Cell;
 use umbra_mmu_abi::{Access, Gfn};
 
 /// What hardware translates with while the guest runs. cr0.wp and efer.nxe are set, paging is on; cr4.smep and cr4.smap
@@ -361,6 +362,7 @@ impl<S: Stage2> Mmu<S> {
             reserve,
             removed: Unflushed::NOTHING,
             dead: None,
+            last: Cell::new(None),
         };
         let result = work(&mut shadow);
         shadow.commit();

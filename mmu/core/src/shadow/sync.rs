@@ -10,13 +10,12 @@
 //! | flush                            |                             |
 //! | compare entries with sptes       | a write faults, and waits   |
 
-use super::gpte::GpteFormat;
 use super::unsync::Unsync;
 use super::{Shadow, memory};
 use crate::role::{PteAccess, Role};
 use crate::slots::Slot;
 use crate::spte::{Leaf, Rights, SpteKind, Writable};
-use crate::stage2::{Frame, Stage2};
+use crate::stage2::{Frame, GpteSize, Stage2};
 use crate::table::{ENTRIES, SptePlace, TableId};
 use umbra_mmu_abi::{Gfn, SlotFlags};
 
@@ -28,10 +27,11 @@ enum Pass {
 }
 
 /// A guest table as its entries are read for the sptes of one shadow page.
+#[derive(Clone, Copy)]
 pub(super) struct Source {
     frame: Frame,
-    pub(super) format: GpteFormat,
-    role: Role,
+    size: GpteSize,
+    pub(super) role: Role,
 }
 
 impl Source {
@@ -132,20 +132,20 @@ impl<S: Stage2> Shadow<'_, S> {
         let slot = self.slot(table.gfn()).filter(|_| !role.direct())?;
         Some(Source {
             frame: slot.frame_of(table.gfn()),
-            format: GpteFormat::new(role, &self.mmu.guest_cpu),
+            size: if role.cr4_pae() { GpteSize::B8 } else { GpteSize::B4 },
             role,
         })
     }
 
     /// The entry behind an spte.
     pub(super) fn entry(&self, source: &Source, index: u16) -> u64 {
-        let offset = source.format.offset(Source::index(source.role, index));
-        self.mmu.read_guest(source.frame, offset, source.format.size())
+        let offset = Source::index(source.role, index) * source.size as u16;
+        self.mmu.read_guest(source.frame, offset, source.size)
     }
 
     /// Makes one spte of a leaf page agree with its entry. It stays only where it maps the same frame.
     fn refresh_spte(&mut self, place: SptePlace, source: &Source, gpte: u64) {
-        let format = &source.format;
+        let format = self.pages.formats.of(source.role);
         if !format.is_used(1, gpte) {
             return self.zap_spte(place);
         }

@@ -16,7 +16,7 @@
 //! A table in read-only memory keeps its flags as they are. Where there is no memory at all a read gives all ones, as on
 //! a bus without anybody: that is an entry with reserved bits.
 
-use super::gpte::{ACCESSED, DIRTY, GpteFormat, PRESENT};
+use super::gpte::{ACCESSED, DIRTY, GpteFormat, LEVELS, PRESENT, at};
 use super::registers::{CR4_SMAP, CR4_SMEP, GuestCpu, GuestMode, Registers};
 use crate::fault::ErrorCode;
 use crate::role::{PteAccess, Role};
@@ -170,9 +170,6 @@ pub struct GuestWalk {
     pub gpa: Gpa,
 }
 
-/// Levels 1 to 5, and none.
-pub const LEVELS: usize = 6;
-
 /// Why a walk did not succeed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum NoWalk {
@@ -225,11 +222,13 @@ pub fn read(tables: &impl GuestTables, paging: &Paging, gva: u64, code: ErrorCod
         return fault(ErrorCode::empty());
     };
     let format = &paging.format;
+    let (bits, size) = (format.index_bits(), format.size());
     let mut access = PteAccess::ALL;
     let mut level = walk.top;
+    let mut shift = format.shift(level);
     loop {
-        let offset = format.offset(format.index(level, gva));
-        let Some(gpte) = tables.read(table, offset, format.size()) else {
+        let index = (gva >> shift & ((1 << bits) - 1)) as u16;
+        let Some(gpte) = tables.read(table, format.offset(index), size) else {
             return fault(ErrorCode::P | ErrorCode::RSVD);
         };
         if gpte & PRESENT == 0 {
@@ -238,14 +237,13 @@ pub fn read(tables: &impl GuestTables, paging: &Paging, gva: u64, code: ErrorCod
         if format.is_reserved(level, gpte) {
             return fault(ErrorCode::P | ErrorCode::RSVD);
         }
-        let at = level as usize;
-        (walk.tables[at], walk.gptes[at], walk.above[at]) = (table, gpte, access);
+        (walk.tables[at(level)], walk.gptes[at(level)], walk.above[at(level)]) = (table, gpte, access);
         access &= format.access(gpte);
         if format.is_leaf(level, gpte) {
             if paging.forbids(access, code) {
                 return fault(ErrorCode::P);
             }
-            let into = gva & ((1 << format.shift(level)) - 1);
+            let into = gva & ((1 << shift) - 1);
             walk.leaf = level;
             walk.gpa = Gpa::new((format.page(level, gpte).raw() << 12) | into);
             walk.gfn = walk.gpa.gfn();
@@ -253,6 +251,7 @@ pub fn read(tables: &impl GuestTables, paging: &Paging, gva: u64, code: ErrorCod
         }
         table = format.table(gpte);
         level -= 1;
+        shift -= bits;
     }
 }
 
@@ -262,28 +261,23 @@ fn mark(tables: &impl GuestTables, paging: &Paging, gva: u64, code: ErrorCode, w
         return true;
     }
     let format = &paging.format;
+    let write = code.contains(ErrorCode::W);
+    let dirty = if write { DIRTY } else { 0 };
     for level in (walk.leaf..=walk.top).rev() {
-        let at = level as usize;
-        let old = walk.gptes[at];
-        let dirty = if level == walk.leaf && code.contains(ErrorCode::W) {
-            DIRTY
-        } else {
-            0
-        };
-        let new = old | ACCESSED | dirty;
+        let old = walk.gptes[at(level)];
+        let new = old | ACCESSED | if level == walk.leaf { dirty } else { 0 };
         if new == old {
             continue;
         }
         let offset = format.offset(format.index(level, gva));
-        match tables.mark(walk.tables[at], offset, format.size(), old, new) {
-            Marked::Done => walk.gptes[at] = new,
+        match tables.mark(walk.tables[at(level)], offset, format.size(), old, new) {
+            Marked::Done => walk.gptes[at(level)] = new,
             Marked::Changed => return false,
             // The write itself is allowed all the same.
             Marked::ReadOnly => {}
         }
     }
-    let (at, gpte) = (walk.leaf as usize, walk.gptes[walk.leaf as usize]);
-    let clean = if code.contains(ErrorCode::W) { DIRTY } else { 0 };
-    walk.access = format.leaf_access(walk.above[at], gpte | clean);
+    let leaf = at(walk.leaf);
+    walk.access = format.leaf_access(walk.above[leaf], walk.gptes[leaf] | dirty);
     true
 }

@@ -6,7 +6,6 @@
 //! [`super::fetch`]), or is seen here.
 
 use super::Shadow;
-use super::gpte::GpteFormat;
 use super::memory::GuestMemory;
 use crate::Mmu;
 use crate::fault::HostFault;
@@ -117,7 +116,7 @@ impl<S: Stage2> Shadow<'_, S> {
         while let Some(id) = self.pages_of(gpa.gfn()).nth(at) {
             at += 1;
             let role = self.tables().get(id).role();
-            if misaligned(GpteFormat::new(role, &self.mmu.guest_cpu).size(), gpa.offset(), len) {
+            if misaligned(self.pages.formats.of(role).size(), gpa.offset(), len) {
                 return Some(id);
             }
             if role.level() > 1 && self.pages.get(id).write_flooding_count >= FLOODING {

@@ -14,14 +14,16 @@ use crate::table::{ENTRIES, SptePlace, TableId};
 use crate::trace::Event;
 use crate::zap::Zap;
 use crate::{Mmu, Requests};
+use core::cell::Cell;
 use umbra_mmu_abi::{Gfn, PageLevel};
 
 /// Shadow pages that one fault can make at the most, roots included: four of a PAE guest, or a path of five levels with
 /// the pages that split a large one.
 pub(super) const TABLES_PER_FAULT: usize = 8;
 
-/// Entries of lists that one fault, with what it prefetches, can take.
-pub(super) const ENTRIES_PER_FAULT: u32 = 48;
+/// Entries of lists that one fault can take: two for each page on its way, and for its leaf. Prefetching takes of what is
+/// left.
+pub(super) const ENTRIES_PER_FAULT: u32 = 14;
 
 impl<S: Stage2> Shadow<'_, S> {
     /// Takes a page apart. It is never found again. A root that a vCPU has stays, as an empty table, until the vCPU has
@@ -69,7 +71,6 @@ impl<S: Stage2> Shadow<'_, S> {
         if self.removed.count() > 0 {
             let removed = core::mem::replace(&mut self.removed, Unflushed::NOTHING);
             self.mmu.effects.lock(self.held).flush(removed);
-            self.mmu.request_all(Requests::FLUSH);
         }
         while let Some(id) = self.dead {
             self.dead = self.pages.dead_after(id);
@@ -78,27 +79,36 @@ impl<S: Stage2> Shadow<'_, S> {
         }
     }
 
-    /// Makes sure that a fault cannot run out: zaps the least recently used pages until there is room. `false`: walkers are
-    /// still in the tables that were freed; try again later.
+    /// Makes sure that a fault cannot run out: zaps the least recently used pages until there is room. `false`: there is none
+    /// yet, because walkers are still in tables that were freed; try again.
     // REQ: SP-11
+    #[inline]
     pub(super) fn make_room(&mut self) -> bool {
-        loop {
-            let entries = self.entries().top_up(self.reserve, ENTRIES_PER_FAULT).is_ok();
-            let tables = self.tables().free_count() >= TABLES_PER_FAULT
-                || self.reclaim() && self.tables().free_count() >= TABLES_PER_FAULT;
-            if entries && tables && self.pages.count() + TABLES_PER_FAULT <= self.pages.limit {
-                return true;
-            }
-            if !self.zap_oldest(TABLES_PER_FAULT) {
-                return entries && self.tables().free_count() >= TABLES_PER_FAULT;
-            }
-        }
+        let entries = self.entries().top_up(self.reserve, ENTRIES_PER_FAULT).is_ok();
+        let tables = self.tables().free_count() >= TABLES_PER_FAULT;
+        let within = self.pages.count() + TABLES_PER_FAULT <= self.pages.limit;
+        entries && tables && within || self.make_room_by_zapping()
     }
 
-    /// Frees retired tables that no walker can be in.
-    fn reclaim(&mut self) -> bool {
-        let safe = self.mmu.walkers.safe_epoch();
-        self.tables().reclaim(self.held, safe) > 0
+    #[cold]
+    fn make_room_by_zapping(&mut self) -> bool {
+        loop {
+            let safe = self.mmu.walkers.safe_epoch();
+            self.tables().reclaim(self.held, safe);
+            let unused = self.tables().unused(self.held);
+            let entries = self.entries().top_up(self.reserve, ENTRIES_PER_FAULT).is_ok();
+            let tables = unused.free >= TABLES_PER_FAULT;
+            let within = self.pages.count() + TABLES_PER_FAULT <= self.pages.limit;
+            if entries && tables && within {
+                return true;
+            }
+            // What waits for walkers is as good as free, and they are never long.
+            let enough = entries && within && unused.free + unused.retired >= TABLES_PER_FAULT;
+            if enough || !self.zap_oldest(TABLES_PER_FAULT) {
+                // Roots in use may be more than the limit.
+                return entries && tables;
+            }
+        }
     }
 
     /// Zaps up to `count` pages, the least recently used first and no root that a vCPU has; `false`: there is none.
@@ -245,6 +255,7 @@ impl<S: Stage2> Zap<'_, S> {
             reserve: &mut reserve,
             removed: Unflushed::NOTHING,
             dead: None,
+            last: Cell::new(None),
         };
         let result = work(&mut shadow);
         shadow.commit();

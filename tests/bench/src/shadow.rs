@@ -1,0 +1,244 @@
+// SPDX-License-Identifier: MIT OR Apache-2.0
+//! What is measured in shadow mode? A 4-level guest whose page tables are warm; its memory and the MMU's tables are flat
+//! arrays, so that only the core counts.
+
+use crate::cases::Case;
+use crate::count::measured;
+use std::hint::black_box;
+use std::sync::atomic::{AtomicU64, Ordering};
+use umbra_mmu_abi::{Backing, BackingId, Generation, Gfn, PageLevel, SlotFlags, SlotId};
+use umbra_mmu_core::fault::{ErrorCode, Fault};
+use umbra_mmu_core::shadow::registers::{CR0_PE, CR0_PG, CR0_WP, CR4_PAE, EFER_LMA, EFER_LME, EFER_NXE, Registers};
+use umbra_mmu_core::spte::{Leaf, ShadowLayout};
+use umbra_mmu_core::stage2::{
+    BackingShape, FlushEpoch, Frame, GpteSize, GuestAccess, GuestRam, Observed, Stage2, Stage2Error, TableHandle,
+    TableLevel, TableNeeds, Unflushed,
+};
+use umbra_mmu_core::table::HeapWords;
+use umbra_mmu_core::vcpu::Vcpu;
+use umbra_mmu_core::{Limits, Mmu, Mode};
+
+/// Guest memory: 64 MiB.
+const PAGES: u32 = 1 << 14;
+/// The guest's tables begin here; its page tables follow the three above them.
+const TABLES: u64 = 0x100;
+/// Pages that the guest maps, from [`GVA`] on, to the upper half of its memory in turn.
+const MAPPED: u64 = 4096;
+const GVA: u64 = 1 << 39;
+
+/// All cases of shadow mode.
+pub const CASES: &[Case] = &[
+    case("shadow fault, warm path", 700, 2048, warm_fault),
+    case("shadow fault, warm path, 7 neighbours prefetched", 2800, 512, prefetching_fault),
+    case("shadow fault, first write to a mapped page", 700, 2048, first_write),
+    case("shadow fault, leaf table becomes unsync", 900, 4, becomes_unsync),
+    case("MMIO fault, cached in an spte, shadow mode", 120, 4000, mmio_in_spte),
+];
+
+const fn case(name: &'static str, budget: u64, count: u64, run: fn(u64)) -> Case {
+    Case {
+        name,
+        budget,
+        count,
+        run,
+    }
+}
+
+/// The guest's memory.
+struct FlatRam(Vec<AtomicU64>);
+
+impl FlatRam {
+    fn word(&self, frame: Frame, offset: u16) -> &AtomicU64 {
+        &self.0[frame.page() as usize * 512 + offset as usize / 8]
+    }
+}
+
+impl GuestRam for FlatRam {
+    fn read(&self, frame: Frame, offset: u16, _: GpteSize) -> u64 {
+        self.word(frame, offset).load(Ordering::Acquire)
+    }
+    fn compare_exchange(&self, frame: Frame, offset: u16, _: GpteSize, old: u64, new: u64) -> Result<(), u64> {
+        let word = self.word(frame, offset);
+        word.compare_exchange(old, new, Ordering::AcqRel, Ordering::Acquire)
+            .map(|_| ())
+    }
+    fn write(&self, frame: Frame, offset: u16, bytes: &[u8]) {
+        let bytes = bytes.try_into().expect("entries of 8 bytes");
+        self.word(frame, offset).store(u64::from_le_bytes(bytes), Ordering::Release);
+    }
+}
+
+/// Hardware that has forgotten everything by the time it is asked to.
+struct NullShadow;
+
+impl Stage2 for NullShadow {
+    type Words = HeapWords;
+    type Ram = FlatRam;
+    fn attach_slot(&mut self, _: SlotId, _: Backing, _: u32, _: GuestAccess) -> Result<(), Stage2Error> {
+        Ok(())
+    }
+    fn revoke_slot(&mut self, _: SlotId) -> Unflushed {
+        Unflushed::NOTHING
+    }
+    fn reserve(&mut self, _: TableNeeds) -> Result<(), Stage2Error> {
+        Ok(())
+    }
+    fn link(&mut self, _: Gfn, _: TableLevel) -> Result<TableHandle, Stage2Error> {
+        Ok(TableHandle(0))
+    }
+    fn unlink(&mut self, _: TableHandle) -> Unflushed {
+        Unflushed::NOTHING
+    }
+    fn map(&mut self, _: SlotId, _: Gfn, _: &Leaf) -> Result<(), Stage2Error> {
+        Ok(())
+    }
+    fn unmap(&mut self, _: SlotId, _: Gfn, _: &Leaf) -> Unflushed {
+        Unflushed::NOTHING
+    }
+    fn protect(&mut self, _: SlotId, _: Gfn, _: &Leaf) -> Result<Unflushed, Stage2Error> {
+        Ok(Unflushed::NOTHING)
+    }
+    fn split_frame(&mut self, _: Frame) -> Result<(), Stage2Error> {
+        Ok(())
+    }
+    fn merge_frames(&mut self, _: Frame) -> Result<(), Stage2Error> {
+        Ok(())
+    }
+    fn flush(&mut self, removed: Unflushed) -> FlushEpoch {
+        FlushEpoch(removed.settle().into())
+    }
+    fn observe(&mut self, _: SlotId, _: Gfn, _: &Leaf) -> Observed {
+        Observed::Mapped
+    }
+    fn count_mapped(&mut self, _: SlotId) -> u32 {
+        0
+    }
+}
+
+struct Guest {
+    mmu: Mmu<NullShadow>,
+    vcpu: Vcpu,
+}
+
+/// A guest that has [`MAPPED`] pages, whose last-level entries have `flags`.
+fn guest(flags: u64) -> Guest {
+    let ram = FlatRam((0..PAGES as usize * 512).map(|_| AtomicU64::new(0)).collect());
+    let set = |table: u64, index: u64, entry: u64| ram.0[(table * 512 + index) as usize].store(entry, Ordering::Relaxed);
+    set(TABLES, 1, (TABLES + 1) << 12 | 0x27);
+    set(TABLES + 1, 0, (TABLES + 2) << 12 | 0x27);
+    for page in 0..MAPPED {
+        set(TABLES + 2, page / 512, (TABLES + 3 + page / 512) << 12 | 0x27);
+        let frame = match page {
+            // The second page is a device's, the third the first page table itself.
+            1 => 0xfee00,
+            2 => TABLES + 3,
+            _ => PAGES as u64 / 2 + page,
+        };
+        set(TABLES + 3 + page / 512, page % 512, frame << 12 | flags);
+    }
+    let shape = BackingShape {
+        small_head: PAGES,
+        large: 0,
+        small_tail: 0,
+    };
+    let layout = ShadowLayout {
+        backing_shift: 24,
+        tables_base: 1 << 24,
+        maxphyaddr: 46,
+    };
+    let limits = Limits {
+        tables: 256,
+        rmap_entries: 1024,
+        first_generation: Generation(0),
+    };
+    let words = HeapWords::new(limits.tables).expect("memory for the tables");
+    let mmu = Mmu::with_ram(NullShadow, ram, words, Mode::Shadow(layout), vec![shape], &limits);
+    let mmu = mmu.expect("memory for the tables");
+    let backing = Backing {
+        id: BackingId(0),
+        first_page: 0,
+    };
+    mmu.set_slot(SlotId(0), Gfn::new(0), PAGES, backing, SlotFlags::empty())
+        .expect("a slot");
+    let mut vcpu = mmu.add_vcpu().expect("a virtual processor");
+    let registers = Registers {
+        cr0: CR0_PE | CR0_PG | CR0_WP,
+        cr3: TABLES << 12,
+        cr4: CR4_PAE,
+        efer: EFER_LME | EFER_LMA | EFER_NXE,
+    };
+    mmu.restore_registers(&mut vcpu, registers).expect("registers that go together");
+    mmu.enter(&mut vcpu).expect("a root");
+    Guest { mmu, vcpu }
+}
+
+impl Guest {
+    fn fault(&mut self, page: u64, code: ErrorCode) {
+        let fault = Fault {
+            address: GVA + page * PageLevel::K4.bytes(),
+            code,
+        };
+        black_box(self.mmu.fault(&mut self.vcpu, &fault)).expect("an outcome");
+    }
+}
+
+/// Every page of a region whose tables are there; no neighbour can be prefetched.
+fn warm_fault(count: u64) {
+    let mut guest = guest(0x7);
+    for table in 0..MAPPED / 512 {
+        guest.fault(table * 512 + 511, ErrorCode::W);
+    }
+    // As the guest's processor leaves it: pages that were used before, one in 8, so that none is a neighbour.
+    measured(|| {
+        for i in 0..count {
+            guest.fault(8 + i + i / 500, ErrorCode::W);
+        }
+    });
+}
+
+fn prefetching_fault(count: u64) {
+    let mut guest = guest(0x67);
+    for table in 0..MAPPED / 512 {
+        guest.fault(table * 512 + 511, ErrorCode::W);
+    }
+    measured(|| {
+        for i in 0..count {
+            guest.fault(i * 8, ErrorCode::W);
+        }
+    });
+}
+
+fn first_write(count: u64) {
+    let mut guest = guest(0x7);
+    for i in 0..count {
+        guest.fault(8 + i, ErrorCode::empty());
+    }
+    measured(|| {
+        for i in 0..count {
+            guest.fault(8 + i, ErrorCode::P | ErrorCode::W);
+        }
+    });
+}
+
+fn becomes_unsync(count: u64) {
+    let mut guest = guest(0x7);
+    guest.fault(2, ErrorCode::empty());
+    for _ in 0..count {
+        guest.mmu.flush_tlb(&mut guest.vcpu);
+        guest.mmu.enter(&mut guest.vcpu).expect("a root");
+        measured(|| guest.fault(2, ErrorCode::P | ErrorCode::W));
+    }
+}
+
+fn mmio_in_spte(count: u64) {
+    let mut guest = guest(0x67);
+    guest.fault(1, ErrorCode::empty());
+    let code = ErrorCode::P | ErrorCode::RSVD;
+    measured(|| {
+        for i in 0..count {
+            // Reads and writes in turn: the vCPU remembers one of them.
+            let kind = if i % 2 == 0 { ErrorCode::W } else { ErrorCode::empty() };
+            guest.fault(1, code | kind);
+        }
+    });
+}
