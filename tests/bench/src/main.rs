@@ -43,7 +43,11 @@ fn main() -> ExitCode {
 
 /// One case, for valgrind.
 fn run_case(name: &str) -> ExitCode {
-    let case = cases::CASES.iter().chain(shadow::CASES).find(|case| case.name == name).expect("a case");
+    let case = cases::CASES
+        .iter()
+        .chain(shadow::CASES)
+        .find(|case| case.name == name)
+        .expect("a case");
     (case.run)(case.count);
     ExitCode::SUCCESS
 }

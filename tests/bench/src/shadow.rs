@@ -29,7 +29,12 @@ const GVA: u64 = 1 << 39;
 /// All cases of shadow mode.
 pub const CASES: &[Case] = &[
     case("shadow fault, warm path", 700, 2048, warm_fault),
-    case("shadow fault, warm path, 7 neighbours prefetched", 2800, 512, prefetching_fault),
+    case(
+        "shadow fault, warm path, 7 neighbours prefetched",
+        2800,
+        512,
+        prefetching_fault,
+    ),
     case("shadow fault, first write to a mapped page", 700, 2048, first_write),
     case("shadow fault, leaf table becomes unsync", 900, 4, becomes_unsync),
     case("MMIO fault, cached in an spte, shadow mode", 120, 4000, mmio_in_spte),
@@ -64,7 +69,8 @@ impl GuestRam for FlatRam {
     }
     fn write(&self, frame: Frame, offset: u16, bytes: &[u8]) {
         let bytes = bytes.try_into().expect("entries of 8 bytes");
-        self.word(frame, offset).store(u64::from_le_bytes(bytes), Ordering::Release);
+        self.word(frame, offset)
+            .store(u64::from_le_bytes(bytes), Ordering::Release);
     }
 }
 
@@ -123,7 +129,8 @@ struct Guest {
 /// A guest that has [`MAPPED`] pages, whose last-level entries have `flags`.
 fn guest(flags: u64) -> Guest {
     let ram = FlatRam((0..PAGES as usize * 512).map(|_| AtomicU64::new(0)).collect());
-    let set = |table: u64, index: u64, entry: u64| ram.0[(table * 512 + index) as usize].store(entry, Ordering::Relaxed);
+    let set =
+        |table: u64, index: u64, entry: u64| ram.0[(table * 512 + index) as usize].store(entry, Ordering::Relaxed);
     set(TABLES, 1, (TABLES + 1) << 12 | 0x27);
     set(TABLES + 1, 0, (TABLES + 2) << 12 | 0x27);
     for page in 0..MAPPED {
@@ -167,7 +174,8 @@ fn guest(flags: u64) -> Guest {
         cr4: CR4_PAE,
         efer: EFER_LME | EFER_LMA | EFER_NXE,
     };
-    mmu.restore_registers(&mut vcpu, registers).expect("registers that go together");
+    mmu.restore_registers(&mut vcpu, registers)
+        .expect("registers that go together");
     mmu.enter(&mut vcpu).expect("a root");
     Guest { mmu, vcpu }
 }

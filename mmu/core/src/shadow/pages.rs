@@ -262,12 +262,12 @@ impl Pages {
         let page = self.get_mut(id);
         page.write_flooding_count = 0;
         if clock.wrapping_sub(page.touched) >= NEARLY {
-            self.to_front(id);
+            self.move_to_front(id);
         }
     }
 
     #[inline(never)]
-    fn to_front(&mut self, id: TableId) {
+    fn move_to_front(&mut self, id: TableId) {
         self.get_mut(id).touched = self.clock;
         self.unlink(Through::Use, id.raw());
         self.push_front(Through::Use, id.raw());

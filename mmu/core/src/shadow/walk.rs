@@ -261,8 +261,7 @@ fn mark(tables: &impl GuestTables, paging: &Paging, gva: u64, code: ErrorCode, w
         return true;
     }
     let format = &paging.format;
-    let write = code.contains(ErrorCode::W);
-    let dirty = if write { DIRTY } else { 0 };
+    let dirty = if code.contains(ErrorCode::W) { DIRTY } else { 0 };
     for level in (walk.leaf..=walk.top).rev() {
         let old = walk.gptes[at(level)];
         let new = old | ACCESSED | if level == walk.leaf { dirty } else { 0 };
