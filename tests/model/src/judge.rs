@@ -277,6 +277,13 @@ impl Guest {
                 self.memory.mark_table(page);
             }
         }
+        if let (Op::Write { .. }, true) = (op, walks.len() > 1) {
+            for walk in &walks {
+                if let End::Page { gpa } = walk.end {
+                    self.memory.log_begun(gpa >> 12);
+                }
+            }
+        }
         let judged = self.explained(&walks, context, op, seen, real);
         self.walks = walks;
         let effect = judged?;

@@ -97,6 +97,8 @@ pub struct GuestMemory {
     slots: [Option<Slot>; SLOT_IDS],
     /// Pages written since the log was taken, for slots that are logged.
     written: [BTreeSet<u64>; SLOT_IDS],
+    /// Pages that a write was begun to which had to start again, and then went elsewhere: they may be in the log.
+    begun: [BTreeSet<u64>; SLOT_IDS],
 }
 
 /// A present entry: only such are kept in TLBs and paging-structure caches (section 4.10.2).
@@ -119,6 +121,7 @@ impl GuestMemory {
             frames: frames.collect(),
             slots: [None; SLOT_IDS],
             written: Default::default(),
+            begun: Default::default(),
         }
     }
 
@@ -173,6 +176,7 @@ impl GuestMemory {
         let old = std::mem::replace(&mut self.slots[id as usize], new);
         if !(logged(&old) && logged(&new)) {
             self.written[id as usize].clear();
+            self.begun[id as usize].clear();
         }
     }
 
@@ -211,12 +215,26 @@ impl GuestMemory {
 
     /// Remembers that `gfn` was written, for the log.
     pub fn log(&mut self, gfn: u64) {
-        let slots = self.slots.iter().zip(&mut self.written);
-        for (slot, written) in slots.filter_map(|(slot, written)| Some((slot.as_ref()?, written))) {
+        Self::mark(&self.slots, &mut self.written, gfn);
+    }
+
+    /// Remembers that a write to `gfn` was begun.
+    pub fn log_begun(&mut self, gfn: u64) {
+        Self::mark(&self.slots, &mut self.begun, gfn);
+    }
+
+    fn mark(slots: &[Option<Slot>], marks: &mut [BTreeSet<u64>], gfn: u64) {
+        let slots = slots.iter().zip(marks);
+        for (slot, marks) in slots.filter_map(|(slot, marks)| Some((slot.as_ref()?, marks))) {
             if slot.contains(gfn) && slot.flags & LOG_DIRTY != 0 {
-                written.insert(gfn - slot.base);
+                marks.insert(gfn - slot.base);
             }
         }
+    }
+
+    /// Pages that may be in the log without having been written.
+    pub fn begun(&self, id: u16) -> &BTreeSet<u64> {
+        &self.begun[id as usize % SLOT_IDS]
     }
 
     /// Pages written since the log was taken.

@@ -176,6 +176,9 @@ impl<S: Stage2> Shadow<'_, S> {
             return found;
         }
         let slot = self.slot(gfn);
+        if !role.direct() {
+            self.zap_other_format(gfn, role);
+        }
         let id = self.make(gfn, role, slot);
         if role.direct() {
             return id;
@@ -186,6 +189,21 @@ impl<S: Stage2> Shadow<'_, S> {
         // What the guest wrote to it in other roles, nobody has looked at since.
         self.sync_gfn(gfn);
         id
+    }
+
+    /// Zaps the pages of a guest table whose entries have another size. A flag that is set in an entry changes nothing that
+    /// sptes of the same format are made of; in another format it may be a bit of an address.
+    fn zap_other_format(&mut self, gfn: Gfn, role: Role) {
+        loop {
+            let tables = self.tables();
+            let other = self.pages_of(gfn).find(|id| {
+                let its = tables.get(*id).role();
+                its.cr4_pae() != role.cr4_pae() && !its.invalid()
+            });
+            let Some(id) = other else { break };
+            self.zap_page(id);
+        }
+        self.commit();
     }
 
     /// A page of the present generation, by its key.
