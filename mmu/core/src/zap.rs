@@ -293,7 +293,7 @@ impl<S: Stage2> Zap<'_, S> {
         self.free_if_empty(walk.place.table);
     }
 
-    /// The next generation starts; `false`: no table is left for its root just now.
+    /// The next generation starts; `false`: no table is left for its root just now, but soon.
     fn all(&mut self) -> bool {
         let mmu = self.mmu;
         let old = mmu.root();
@@ -301,8 +301,9 @@ impl<S: Stage2> Zap<'_, S> {
             return true;
         }
         mmu.invalidate.bump();
-        let Some(root) = self.draw() else {
-            return self.empty(old);
+        let Some(root) = mmu.draw(self.held) else {
+            // One batch, and mmu_lock is let go before the next.
+            return !self.make_room(Gfn::new(u64::MAX)) && self.empty(old);
         };
         let valid_gen = mmu.valid_gen.load(Ordering::Relaxed) + 1;
         mmu.tables
@@ -344,18 +345,6 @@ impl<S: Stage2> Zap<'_, S> {
             }
         }
         true
-    }
-
-    /// A table, if one can be had: what is obsolete and what only caches goes for it.
-    fn draw(&mut self) -> Option<TableId> {
-        loop {
-            if let Some(id) = self.mmu.draw(self.held) {
-                return Some(id);
-            }
-            if !self.make_room(Gfn::new(u64::MAX)) {
-                return None;
-            }
-        }
     }
 
     /// Frees a table, of an earlier generation or one that only caches MMIO and does not translate `keep`; `false`: there

@@ -6,7 +6,7 @@ use std::alloc::System;
 use umbra_mmu_abi::{Access, Backing, BackingId, Generation, Gfn, SlotFlags, SlotId};
 use umbra_mmu_core::fault::Fault;
 use umbra_mmu_core::null::NullStage2;
-use umbra_mmu_core::stage2::BackingShape;
+use umbra_mmu_core::stage2::{BackingShape, Frame};
 use umbra_mmu_core::{Limits, Mmu};
 
 #[global_allocator]
@@ -17,13 +17,19 @@ fn main() {
     println!("test faults_lookups_and_zaps_allocate_nothing ... ok");
 }
 
-// REQ: MEM-4
+// REQ: MEM-4, SP-11
 fn faults_lookups_and_zaps_allocate_nothing() {
-    let shapes = vec![BackingShape {
+    let small = BackingShape {
+        small_head: 256,
+        large: 0,
+        small_tail: 0,
+    };
+    let large = BackingShape {
         small_head: 512,
         large: 8,
         small_tail: 0,
-    }];
+    };
+    let shapes = vec![large, small];
     let limits = Limits {
         tables: 24,
         rmap_entries: 8,
@@ -36,7 +42,15 @@ fn faults_lookups_and_zaps_allocate_nothing() {
     };
     mmu.set_slot(SlotId(0), Gfn::new(0x1000), 512 + 8 * 512, backing, SlotFlags::empty())
         .unwrap();
+    let logged = Backing {
+        id: BackingId(1),
+        first_page: 0,
+    };
+    mmu.set_slot(SlotId(1), Gfn::new(0x8000), 256, logged, SlotFlags::LOG_DIRTY)
+        .unwrap();
     let mut vcpu = mmu.add_vcpu().unwrap();
+    let frames = Frame::new(BackingId(1), 0).unwrap();
+    let mut log = [0; 4];
     let region = Region::new(ALLOCATOR);
     for round in 0..3 {
         for gfn in (0x1000..0x1000 + 9 * 512).step_by(7) {
@@ -48,6 +62,21 @@ fn faults_lookups_and_zaps_allocate_nothing() {
             let gpa = Gfn::new(0x10_0000 + (i << 9) + round).gpa();
             mmu.fault(&mut vcpu, &Fault::violation(gpa, Access::Read)).unwrap();
         }
+        // W comes with the first write, and again after the log was read; a page that is old comes back at its next access.
+        for gfn in 0x8000..0x8100 {
+            for access in [Access::Read, Access::Write] {
+                mmu.fault(&mut vcpu, &Fault::violation(Gfn::new(gfn).gpa(), access))
+                    .unwrap();
+            }
+        }
+        assert_eq!(mmu.get_and_clear_log(SlotId(1), 0, &mut log), Ok(256));
+        mmu.test_and_clear_young(frames, 64, |_, _| {}).unwrap();
+        for gfn in (0x8000..0x8100).step_by(3) {
+            mmu.fault(&mut vcpu, &Fault::violation(Gfn::new(gfn).gpa(), Access::Write))
+                .unwrap();
+        }
+        mmu.reclaim(frames, 16).unwrap();
+        mmu.give_back(frames, 16).unwrap();
         mmu.zap_all();
         while mmu.has_background_work() {
             mmu.background();

@@ -8,7 +8,7 @@ use std::time::{Duration, Instant};
 use umbra_mmu_abi::*;
 use umbra_mmu_core::fault::{Fault, Outcome};
 use umbra_mmu_core::sim::SimStage2;
-use umbra_mmu_core::stage2::BackingShape;
+use umbra_mmu_core::stage2::{BackingShape, Frame};
 use umbra_mmu_core::vcpu::Vcpu;
 use umbra_mmu_core::{Limits, Mmu, Requests};
 
@@ -65,7 +65,8 @@ fn access(mmu: &Mmu<SimStage2>, vcpu: &mut Vcpu, gfn: u64, write: Option<u64>) -
             .fault(vcpu, &Fault::violation(violation.gpa, violation.access))
             .unwrap()
         {
-            Outcome::Resume => thread::yield_now(),
+            // The frame is away or write-protected: its owner gives it back soon.
+            Outcome::Resume | Outcome::Host(_) => thread::yield_now(),
             Outcome::Emulate(mmio) => {
                 assert_eq!(mmio.gfn.raw(), gfn);
                 return None;
@@ -187,6 +188,74 @@ fn guests_see_their_memory_while_everything_is_zapped_and_slots_come_and_go() {
     );
     assert!(seen.into_inner() > 0, "the slot was never there");
     assert!(mmu.stat(Stat::GenerationWraps) > 0);
+}
+
+// REQ: LK-2, DT-1, AT-1, HOST-1, HOST-2: no write is missing in the log, and every page has what was written last, while
+// frames grow old, are taken away and given back, and the log is read.
+#[test]
+fn writes_are_logged_and_kept_while_frames_come_and_go() {
+    const PAGES: u64 = 256;
+    let mmu = mmu(40);
+    let backing = Backing {
+        id: BackingId(1),
+        first_page: 0,
+    };
+    let base = Gfn::new(COMING);
+    mmu.set_slot(SlotId(1), base, PAGES as u32, backing, SlotFlags::LOG_DIRTY)
+        .unwrap();
+    let first = Frame::new(BackingId(1), 0).unwrap();
+    // Writes that were begun and that are done, by page; and up to which of them the log has told.
+    let [begun, done, told] = [const { [const { AtomicU64::new(0) }; PAGES as usize] }; 3];
+    let read_log = || {
+        // What is done before the log is read is in this log or one before; what is begun after it, in one to come.
+        let before: Vec<u64> = done.iter().map(|done| done.load(Ordering::SeqCst)).collect();
+        let mut log = [0; PAGES as usize / 64];
+        mmu.get_and_clear_log(SlotId(1), 0, &mut log).unwrap();
+        for page in 0..PAGES as usize {
+            if log[page / 64] & 1 << (page % 64) != 0 {
+                told[page].store(begun[page].load(Ordering::SeqCst), Ordering::SeqCst);
+            }
+            let told = told[page].load(Ordering::SeqCst);
+            assert!(told >= before[page], "a write to page {page} is in no log");
+        }
+    };
+    run(
+        &mmu,
+        |thread, vcpu| {
+            let mut state = thread + 77;
+            let mut own = vec![0u64; PAGES as usize];
+            for step in 0..4000u64 {
+                let page = random(&mut state) % (PAGES / THREADS) * THREADS + thread;
+                if random(&mut state).is_multiple_of(2) {
+                    own[page as usize] = step + 1;
+                    begun[page as usize].fetch_add(1, Ordering::SeqCst);
+                    assert_eq!(access(&mmu, vcpu, COMING + page, Some(step + 1)), Some(step + 1));
+                    done[page as usize].fetch_add(1, Ordering::SeqCst);
+                } else {
+                    assert_eq!(access(&mmu, vcpu, COMING + page, None), Some(own[page as usize]));
+                }
+            }
+        },
+        |round| {
+            let frame = Frame::new(BackingId(1), (round as u32 * 48) % PAGES as u32).unwrap();
+            let pages = 16;
+            match round % 5 {
+                0 => mmu.test_and_clear_young(first, PAGES as u32, |_, _| {}).unwrap(),
+                1 => {
+                    mmu.reclaim(frame, pages).unwrap();
+                    mmu.give_back(frame, pages).unwrap();
+                }
+                2 => {
+                    mmu.write_protect_frames(frame, pages).unwrap();
+                    mmu.give_back(frame, pages).unwrap();
+                }
+                3 => mmu.zap_all(),
+                _ => read_log(),
+            }
+            mmu.background();
+        },
+    );
+    read_log();
 }
 
 // REQ: ZAP-1: every vCPU is told, once.
