@@ -231,6 +231,13 @@ impl<S: Stage2> Mmu<S> {
         self.put_back(&mut vcpu.cache);
         let mut held = Held::entry();
         let mut section = self.slots.read(&mut held);
+        // Between start and end of a change nobody can map the page: however long that is, it is no loop of ours.
+        let mmu_lock = self.lock.read(section.held());
+        let changing = self.invalidate.must_retry(self.invalidate.seq(), fault.gfn());
+        drop(mmu_lock);
+        if changing {
+            return Ok(self.resume());
+        }
         self.spurious(section.held(), &mut vcpu.spurious, fault)
     }
 
