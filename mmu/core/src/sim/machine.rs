@@ -4,8 +4,10 @@
 //! A vCPU here is a processor and what the MMU keeps for it. Each can have a thread of its own; they share the MMU.
 
 mod ept;
+mod shadow;
 
 pub use ept::EptVcpu;
+pub use shadow::ShadowVcpu;
 
 use super::cpu::Operation;
 use super::paging::Access;

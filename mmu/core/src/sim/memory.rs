@@ -12,7 +12,7 @@ use alloc::boxed::Box;
 use alloc::sync::Arc;
 use alloc::vec::Vec;
 use core::fmt;
-use spin::Once;
+use spin::{Once, RwLock, RwLockReadGuard};
 use umbra_mmu_abi::{Backing, BackingId};
 
 pub(super) type Words = [AtomicU64; ENTRIES];
@@ -63,6 +63,8 @@ pub struct SimMemory {
     backings: Vec<Backed>,
     tables: Vec<Once<Box<Words>>>,
     flushes: AtomicU64,
+    /// Held for reading by each processor for the length of an access.
+    running: RwLock<()>,
 }
 
 impl fmt::Debug for SimMemory {
@@ -94,6 +96,7 @@ impl SimMemory {
             backings: shapes.iter().map(backed).collect(),
             tables: (0..tables).map(|_| Once::new()).collect(),
             flushes: AtomicU64::new(0),
+            running: RwLock::new(()),
         })
     }
 
@@ -283,13 +286,20 @@ impl SimMemory {
         self.existing(frame).attached.fetch_and(!WITHDRAWN, Ordering::Relaxed);
     }
 
+    /// What a processor holds during an access, if others may flush meanwhile.
+    pub fn access(&self) -> RwLockReadGuard<'_, ()> {
+        self.running.read()
+    }
+
     /// How many flushes of all processors the owner of hardware-walked tables has asked for.
     pub fn flushes(&self) -> u64 {
         self.flushes.load(Ordering::Acquire)
     }
 
-    /// One more: each processor forgets everything before its next access.
+    /// One more: each processor forgets everything before its next access. Those that are in one are waited for, as an
+    /// inter-processor interrupt does.
     pub fn flush(&self) -> u64 {
+        let _nobody = self.running.write();
         self.flushes.fetch_add(1, Ordering::AcqRel) + 1
     }
 }

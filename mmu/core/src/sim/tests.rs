@@ -4,6 +4,7 @@
 mod cpu;
 mod machine;
 mod memory;
+mod migration;
 mod shadow;
 mod stage2;
 mod walker;
