@@ -277,10 +277,15 @@ impl Guest {
                 self.memory.mark_table(page);
             }
         }
-        if let (Op::Write { .. }, true) = (op, walks.len() > 1) {
-            for walk in &walks {
-                if let End::Page { gpa } = walk.end {
-                    self.memory.log_begun(gpa >> 12);
+        for walk in walks.iter().filter(|_| walks.len() > 1) {
+            // Each may have been begun, and may have begun to write flags.
+            let End::Page { gpa } = walk.end else { continue };
+            if let Op::Write { .. } = op {
+                self.memory.log_begun(gpa >> 12);
+            }
+            for (used, flagged) in walk.used().iter().zip(walk.flagged(op.kind())) {
+                if used.value != flagged.value {
+                    self.memory.log_begun(used.gpa >> 12);
                 }
             }
         }

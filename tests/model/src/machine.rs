@@ -197,6 +197,7 @@ impl Owner {
                 let done = mmu.write_protect_frames(range(backing, first), npages);
                 restore(memory, range(backing, first), if done.is_ok() { npages } else { 0 });
             }
+            Step::Limit { tables } => mmu.set_shadow_page_limit(tables as usize),
             Step::SplitForLog { id } => {
                 let _: Result<u32, ResizeError> = mmu.split_for_log(SlotId(id));
             }

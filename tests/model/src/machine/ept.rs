@@ -71,6 +71,11 @@ impl EptMachine {
         }
     }
 
+    /// The MMU.
+    pub fn mmu(&self) -> &Mmu<SimStage2> {
+        &self.mmu
+    }
+
     /// What the MMU makes of an EPT violation; `None`: the access goes on.
     fn violation(&mut self, vcpu: u8, violation: Violation) -> Result<Option<Seen>, Failure> {
         let processor = &mut self.processors[vcpu as usize];

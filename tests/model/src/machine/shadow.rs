@@ -32,8 +32,13 @@ pub struct ShadowMachine {
     mmu: Mmu<SimShadow>,
     memory: Arc<SimMemory>,
     owner: Owner,
+    /// The limit of shadow pages.
+    limit: usize,
     processors: Vec<Processor>,
 }
+
+/// Shadow pages that one fault may need; a limit below twice as many is none.
+const FEWEST: usize = 8;
 
 /// What an access cannot do after so many faults it never can.
 const FAULTS: u32 = 24;
@@ -89,8 +94,19 @@ impl ShadowMachine {
             mmu,
             memory,
             owner: Owner::default(),
+            limit: tables as usize,
             processors,
         }
+    }
+
+    /// The MMU.
+    pub fn mmu(&self) -> &Mmu<SimShadow> {
+        &self.mmu
+    }
+
+    /// All memory, for those who go behind the MMU's back.
+    pub fn memory(&self) -> &SimMemory {
+        &self.memory
     }
 
     /// Enters the guest, which does its access or faults.
@@ -272,6 +288,9 @@ impl Machine for ShadowMachine {
     }
 
     fn host(&mut self, step: &Step) -> Result<(), Failure> {
+        if let Step::Limit { tables } = step {
+            self.limit = *tables as usize;
+        }
         self.owner.act(&self.mmu, &self.memory, step);
         Ok(())
     }
@@ -289,6 +308,15 @@ impl Machine for ShadowMachine {
     }
 
     fn check(&mut self) -> Result<(), Failure> {
-        Ok(())
+        // REQ: SP-11: roots in use may stay above a limit that has just gone down.
+        let (pages, most) = (self.mmu.shadow_pages(), self.limit.max(2 * FEWEST));
+        let roots = 4 * self.processors.len();
+        match pages <= most + roots {
+            true => Ok(()),
+            false => Err(Failure::new(
+                "limit",
+                format!("{pages} shadow pages, and {most} at the most"),
+            )),
+        }
     }
 }
