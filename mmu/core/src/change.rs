@@ -66,14 +66,14 @@ impl<S: Stage2> Mmu<S> {
             let old = old.ok_or(SlotError::NoEntry)?;
             return self.delete(held, &old);
         }
-        let new = Slot::check(id, base, npages, backing, flags, &self.host)?;
+        let new = Slot::check(id, base, npages, backing, flags, &self.host, old.as_ref())?;
         {
             let published = self.slots.read(held);
             if published.overlaps(&new) {
                 return Err(SlotError::Overlap.into());
             }
             // Shadow pages have a limit of their own, and room is made for them.
-            if self.mode == Mode::Ept && published.tables_needed(Some(&new)) >= self.tables.capacity() {
+            if self.mode == Mode::Ept && published.tables_needed(Some(&new), &self.host) >= self.tables.capacity() {
                 return Err(SlotError::NoSpace.into());
             }
         }

@@ -29,6 +29,8 @@ pub enum ResizeError {
     Stage2(Stage2Error),
     /// The owner of some frames is between start and end of a change.
     Busy,
+    /// The pool has no table for sptes of 4K: there has to be one for all that slots can map.
+    Tables,
 }
 
 impl From<HostError> for ResizeError {
@@ -44,6 +46,7 @@ impl core::fmt::Display for ResizeError {
             Self::Slot(id) => write!(f, "slot {} does not have all of the page, or not aligned", id.0),
             Self::Stage2(error) => error.fmt(f),
             Self::Busy => f.write_str("frames are being changed"),
+            Self::Tables => f.write_str("no table is left for small pages"),
         }
     }
 }
@@ -142,6 +145,12 @@ impl<S: Stage2> Zap<'_, S> {
             };
             if let Some(slot) = slots.iter().find(cut) {
                 return Err(ResizeError::Slot(slot.id));
+            }
+        }
+        if let (Resize::Split(_), true) = (how, frames) {
+            let more = slots.iter().filter(|slot| slot.gfns_of(first, PAGES).is_some()).count();
+            if slots.tables_needed(None, &mmu.host) + more >= mmu.tables.capacity() {
+                return Err(ResizeError::Tables);
             }
         }
         self.drop_frames(first, PAGES, Cut::Unmap);

@@ -3,7 +3,7 @@
 
 use crate::host::{BackingKind, HostMemory, HostPage};
 use crate::slot_data::SlotData;
-use crate::stage2::{BackingShape, Frame, GuestAccess, Resource};
+use crate::stage2::{Frame, GuestAccess, Resource};
 use alloc::sync::Arc;
 use alloc::vec::Vec;
 use core::hint::select_unpredictable;
@@ -41,8 +41,6 @@ pub struct Slot {
     pub npages: u32,
     /// Where its frames come from.
     pub backing: Backing,
-    /// The backing's frame sizes.
-    pub shape: BackingShape,
     /// Read-only or not.
     pub flags: SlotFlags,
     /// In use or going.
@@ -52,7 +50,8 @@ pub struct Slot {
 }
 
 impl Slot {
-    /// Checks what a peer asked for. Nothing of it is used before.
+    /// Checks what a peer asked for. Nothing of it is used before. What is known about the pages of the slot that it
+    /// changes is kept, if they stay where they are.
     ///
     /// # Errors
     /// See [`SlotError`].
@@ -64,12 +63,12 @@ impl Slot {
         backing: Backing,
         flags: SlotFlags,
         host: &HostMemory,
+        old: Option<&Self>,
     ) -> Result<Self, SlotError> {
         let in_range = base.raw() < GFN_LIMIT && npages as u64 <= GFN_LIMIT - base.raw();
         if id.0 as usize >= USER_MEM_SLOTS || npages == 0 || !in_range {
             return Err(SlotError::Invalid);
         }
-        let shape = host.shape(backing.id).ok_or(SlotError::NoEntry)?;
         let pages = host.pages(backing.id).ok_or(SlotError::NoEntry)?;
         if backing.first_page as u64 + npages as u64 > pages as u64 {
             return Err(SlotError::NoSpace);
@@ -84,15 +83,19 @@ impl Slot {
         if !rights || !host.fits(backing, npages, base) {
             return Err(SlotError::Invalid);
         }
+        let kept = old.filter(|old| (old.base, old.npages, old.backing) == (base, npages, backing));
+        let data = match kept {
+            Some(old) => old.data.clone(),
+            None => Arc::new(SlotData::new(base, npages).map_err(|_| SlotError::NoSpace)?),
+        };
         Ok(Self {
             id,
             base,
             npages,
             backing,
-            shape,
             flags,
             state: SlotState::Live,
-            data: Arc::new(SlotData::new(base, npages).map_err(|_| SlotError::NoSpace)?),
+            data,
         })
     }
 
@@ -113,14 +116,6 @@ impl Slot {
             true => GuestAccess::ReadExec,
             false => GuestAccess::All,
         }
-    }
-
-    /// The pages of the backing that lie in the slot and belong to 2M frames.
-    fn large_pages(&self) -> core::ops::Range<u32> {
-        let first = self.backing.first_page;
-        let large = self.shape.large_pages();
-        let range = large.start.max(first)..large.end.min(first + self.npages);
-        if range.start < range.end { range } else { first..first }
     }
 
     /// The frame of one 4K page of the slot.
@@ -166,24 +161,6 @@ impl Slot {
 
     fn gfn_of_page(&self, page: u32) -> Gfn {
         Gfn::new(self.base.raw() + (page - self.backing.first_page) as u64)
-    }
-
-    /// The page of the guest that `gfn` is mapped with: its first gfn, its frame and its size.
-    #[inline]
-    pub fn page_at(&self, gfn: Gfn) -> (Gfn, Frame, PageLevel) {
-        let page = self.backing.first_page + (gfn.raw() - self.base.raw()) as u32;
-        let (_, level) = self.shape.frame_of(page);
-        let into = gfn.raw() - gfn.align_down(level).raw();
-        // The check bounds every page.
-        let frame = Frame::of_checked(self.backing.id, page - into as u32);
-        (gfn.align_down(level), frame, level)
-    }
-
-    /// The ranges of gfns that are mapped with 4K pages.
-    fn small_ranges(&self) -> [core::ops::Range<u64>; 2] {
-        let large = self.large_pages();
-        let start = self.gfn_of_page(large.start).raw();
-        [self.base.raw()..start, start + large.len() as u64..self.end().raw()]
     }
 }
 
@@ -277,8 +254,8 @@ impl SlotTable {
         self.index();
     }
 
-    /// Tables of sptes that all these slots and `new` can need at once, the root included.
-    pub fn tables_needed(&self, new: Option<&Slot>) -> usize {
+    /// Tables of sptes that all these slots and `new` can need at once, the root included, as the host's frames are now.
+    pub fn tables_needed(&self, new: Option<&Slot>, host: &HostMemory) -> usize {
         let replaced = |slot: &&Slot| new.is_none_or(|new| new.id != slot.id);
         let before = |slot: &&Slot| new.is_none_or(|new| slot.base < new.base);
         let old = || self.sorted.iter().filter(replaced);
@@ -289,19 +266,23 @@ impl SlotTable {
                 .chain(old().filter(|slot| !before(slot)))
         };
         let mut tables = 1;
-        // Shifts from a gfn to the number of the PT, PD and PDPT that translates it.
-        for shift in [9, 18, 27] {
+        // Shifts from a gfn to the number of the PD and PDPT that translates it.
+        for shift in [18, 27] {
             let mut last = None;
             for slot in all() {
-                let ranges = if shift == 9 {
-                    slot.small_ranges()
-                } else {
-                    [slot.base.raw()..slot.end().raw(), 0..0]
-                };
-                for range in ranges.into_iter().filter(|range| !range.is_empty()) {
-                    let (first, end) = (range.start >> shift, (range.end - 1) >> shift);
-                    tables += (end - first) as usize + usize::from(last != Some(first));
-                    last = Some(end);
+                let (first, end) = (slot.base.raw() >> shift, (slot.end().raw() - 1) >> shift);
+                tables += (end - first) as usize + usize::from(last != Some(first));
+                last = Some(end);
+            }
+        }
+        // A page table for each 2M that is not one large frame.
+        let mut last = None;
+        for slot in all() {
+            for region in slot.base.raw() >> 9..=(slot.end().raw() - 1) >> 9 {
+                let gfn = Gfn::new(slot.base.raw().max(region << 9));
+                if last != Some(region) && !host.is_large(slot.frame_of(gfn)) {
+                    tables += 1;
+                    last = Some(region);
                 }
             }
         }
@@ -322,11 +303,6 @@ mod tests {
             backing: Backing {
                 id: BackingId(0),
                 first_page: 0,
-            },
-            shape: BackingShape {
-                small_head: npages,
-                large: 0,
-                small_tail: 0,
             },
             flags: SlotFlags::empty(),
             state: SlotState::Live,

@@ -319,10 +319,19 @@ fn slots_are_counted_by_the_tables_that_they_need() {
             id: BackingId(0),
             first_page,
         };
-        Slot::check(SlotId(id), Gfn::new(base), npages, backing, SlotFlags::empty(), &host).unwrap()
+        Slot::check(
+            SlotId(id),
+            Gfn::new(base),
+            npages,
+            backing,
+            SlotFlags::empty(),
+            &host,
+            None,
+        )
+        .unwrap()
     };
     let none = crate::slots::SlotTable::default();
-    let needed = |slot: &Slot| none.tables_needed(Some(slot));
+    let needed = |slot: &Slot| none.tables_needed(Some(slot), &host);
     // 1024 large pages from 2 MiB on lie in three directories.
     assert_eq!(needed(&slot(0, 0x200, 1024 * 512, 4)), 1 + 1 + 3);
     // The same with the small pages before and after: one table and two.

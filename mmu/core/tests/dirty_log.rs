@@ -196,6 +196,25 @@ fn a_large_page_that_cannot_be_split_is_logged_as_a_whole() {
     vm.check();
 }
 
+// REQ: LP-4, SP-11: a page table that the pool cannot spare is not needed.
+#[test]
+fn a_large_page_stays_whole_where_tables_are_few() {
+    // The root, a PDPT, a PD, the page tables of the small pages at both ends, and one more: the fourth frame stays.
+    let mmu = mmu_with(1 + 1 + 1 + 2 + 4);
+    set(&mmu, LOG);
+    let mut vm = Vm::new(&mmu);
+    for large in 0..4 {
+        assert_eq!(vm.write(page(LARGE, large * 512 + 9), large), Seen::Done(large));
+    }
+    for at in 0..u64::from(PAGES) {
+        assert!(matches!(vm.read(page(BASE, at)), Seen::Done(_)), "page {at}");
+    }
+    let log = vm.take_log();
+    let in_frame = |frame: u64| log.iter().filter(|at| (**at - 8) / 512 == frame).count();
+    assert_eq!([0, 1, 2, 3].map(in_frame), [1, 1, 1, 512]);
+    vm.check();
+}
+
 // REQ: DT-1, DT-2, DT-3, LP-4: a copy that is made while three processors write, from the log alone, is whole in the end.
 #[test]
 fn a_copy_by_the_log_misses_no_write() {

@@ -63,8 +63,13 @@ pub struct Vm<'a> {
 }
 
 pub fn mmu() -> Mmu<SimStage2> {
+    mmu_with(64)
+}
+
+/// The same with so many tables.
+pub fn mmu_with(tables: usize) -> Mmu<SimStage2> {
     let limits = Limits {
-        tables: 64,
+        tables,
         ..Limits::default()
     };
     let infos: Vec<BackingInfo> = (0..4)

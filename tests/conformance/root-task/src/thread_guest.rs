@@ -11,6 +11,7 @@ use umbra_mmu_abi::{Access, Gfn, Gpa, SlotId};
 use umbra_mmu_component::stage2::{CapStage2, Space};
 use umbra_mmu_component::vspace::Window;
 use umbra_mmu_core::Mmu;
+use umbra_mmu_core::host::HostView;
 use umbra_mmu_core::spte::{Leaf, Rights, Writable};
 use umbra_mmu_core::stage2::Stage2;
 use umbra_mmu_core::vcpu::Vcpu;
@@ -131,10 +132,13 @@ where
     CapStage2<T>: Stage2,
 {
     let slot = mmu.with_slots(|slots| slots.get(id).cloned());
-    let (_, frame, level) = slot.expect("a slot of that number").page_at(gfn);
+    let frame = slot.expect("a slot of that number").frame_of(gfn);
+    let HostView::Page(page) = mmu.host().page(frame) else {
+        panic!("{frame:?} is not there as it was at start");
+    };
     let leaf = Leaf {
-        frame,
-        level,
+        frame: page.first,
+        level: page.level,
         writable: Writable::Now,
         rights: Rights::ALL,
     };
