@@ -153,6 +153,9 @@ pub struct Mmu<S: Stage2> {
 struct Tree {
     /// Roots of earlier generations, chained; the background zap works on the first.
     obsolete: Option<TableId>,
+    /// Where the search for a table to be had goes on (KVM reclaims the pages it used least lately; which of an EPT are
+    /// in use, only the processor knows).
+    clock: u32,
     /// In shadow mode: all shadow pages.
     shadow: Option<shadow::pages::Pages>,
 }
@@ -247,7 +250,11 @@ impl<S: Stage2> Mmu<S> {
             slots_arch_lock: SlotsArchLock::default(),
             slots: Srcu::new(SlotTable::with_room()?, SlotTable::with_room()?),
             generation: SlotGeneration::new(limits.first_generation),
-            lock: MmuLock::new(Tree { obsolete: None, shadow }),
+            lock: MmuLock::new(Tree {
+                obsolete: None,
+                clock: 0,
+                shadow,
+            }),
             tables,
             root: AtomicU32::new(root.raw()),
             valid_gen: AtomicU64::new(0),

@@ -484,3 +484,37 @@ fn the_audit_knows_the_sizes_and_rights_that_the_host_has_now() {
     mmu.tables.set(walk.place, Spte::leaf(Format::Ept, writable));
     assert_eq!(mmu.audit().first, Some(crate::audit::Difference::Slot(base)));
 }
+
+/// Large pages that were split can need more tables than there are: pages take turns, and no fault fails.
+// REQ: SP-11
+#[test]
+fn a_page_takes_the_table_of_another_where_none_is_left() {
+    let mut mmu = mmu(0);
+    let places = [0x100, 0x400, 0x10_0000, 0x4000_0000].map(Gfn::new);
+    for (i, base) in places.into_iter().enumerate() {
+        set(&mmu, i as u16, base, 4, 4 * i as u32, SlotFlags::empty());
+    }
+    // As many as the first page takes, and one more.
+    let mut held = Held::entry();
+    let role = crate::role::Role::ept(TableLevel::Pt);
+    let mut spare = std::vec::Vec::new();
+    while mmu.unused() > 4 {
+        spare.push(mmu.tables.take(&mut held, BASE, role, u64::MAX - 1).unwrap());
+    }
+    for round in 0..3 {
+        for gfn in places {
+            assert_eq!(mmu.fault(gfn.gpa(), Access::Write), Ok(Outcome::Resume), "{gfn}");
+            assert_eq!(mmu.stage2_mut().write(gfn.gpa(), gfn.raw() + round), Ok(()));
+            assert_eq!(mmu.stage2_mut().unflushed(), 0);
+        }
+        assert!(mmu.stat(Stat::Mapped4K) < 4);
+    }
+    for gfn in places {
+        mmu.fault(gfn.gpa(), Access::Read).unwrap();
+        assert_eq!(mmu.stage2_mut().read(gfn.gpa()), Ok(gfn.raw() + 2));
+    }
+    for id in spare {
+        mmu.tables.retire(&mut held, id, mmu.walkers.retire());
+    }
+    assert_eq!(mmu.audit().first, None);
+}

@@ -353,6 +353,30 @@ impl<S: Stage2> Zap<'_, S> {
         self.evict_mmio_table(keep) || self.obsolete(ZAP_BATCH)
     }
 
+    /// Zaps a table of leaves of the current tree that is not on the way to `keep`, in turn; `false`: there is none. What
+    /// it mapped is mapped again when the guest comes to it.
+    // REQ: SP-11
+    pub(crate) fn evict_leaf_table(&mut self, keep: Gfn) -> bool {
+        let tables = &self.mmu.tables;
+        let capacity = tables.capacity() as u32;
+        for step in 0..capacity {
+            let id = TableId::from_raw((self.tree.clock + step) % capacity);
+            let table = tables.get(id);
+            let here = table.level().base(keep) == table.gfn();
+            let last = table.level() == TableLevel::Pt || table.leaves() == table.used();
+            if table.leaves() > 0 && last && !here && !self.mmu.is_obsolete(id) {
+                self.tree.clock = (id.raw() + 1) % capacity;
+                let above = self.parent(id).map(|place| place.table);
+                self.table(id);
+                if let Some(above) = above {
+                    self.free_if_empty(above);
+                }
+                return true;
+            }
+        }
+        false
+    }
+
     /// At most `steps` steps on the trees of earlier generations; `false`: there was nothing to do.
     pub(crate) fn obsolete(&mut self, steps: u32) -> bool {
         let Some(root) = self.tree.obsolete else { return false };

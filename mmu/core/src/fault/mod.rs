@@ -16,9 +16,9 @@ pub use plan::MapPlan;
 use crate::generation::Stamp;
 use crate::locks::{Held, InSection};
 use crate::slots::{GFN_LIMIT, SlotTable};
-use crate::stage2::{Frame, Stage2, Stage2Error, TableLevel};
+use crate::stage2::{Frame, Resource, Stage2, Stage2Error, TableLevel};
 use crate::sync::atomic::Ordering;
-use crate::vcpu::Vcpu;
+use crate::vcpu::{TableCache, Vcpu};
 use crate::{Mmu, Mode};
 use plan::{Backed, find_frame};
 use umbra_mmu_abi::{Access, Gfn, Gpa, Mmio, PAGE_SHIFT};
@@ -346,7 +346,27 @@ impl<S: Stage2> Mmu<S> {
         walk: &Walk,
     ) -> Result<bool, FaultError> {
         let missing = (walk.level as usize).saturating_sub(plan.level() as usize);
-        Ok(self.top_up(slots, held, &mut vcpu.cache, plan.at, plan.level(), missing)?)
+        self.draw_for(slots, held, &mut vcpu.cache, plan, missing)
+    }
+
+    /// Draws tables for a leaf; where none are left, others give way. Not having it would stop the guest.
+    // REQ: SP-11
+    #[cold]
+    fn draw_for(
+        &self,
+        slots: &SlotTable,
+        held: &mut Held<InSection>,
+        cache: &mut TableCache,
+        plan: &MapPlan<'_>,
+        missing: usize,
+    ) -> Result<bool, FaultError> {
+        loop {
+            match self.top_up(slots, held, cache, plan.at, plan.level(), missing) {
+                Err(Stage2Error::Exhausted(Resource::Tables))
+                    if self.zap(slots, held, |zap| zap.evict_leaf_table(plan.at)) => {}
+                other => return Ok(other?),
+            }
+        }
     }
 
     /// Does what the installation could not do under the read side of mmu_lock.
@@ -362,7 +382,7 @@ impl<S: Stage2> Mmu<S> {
         match blocked {
             // The tables that were there have gone meanwhile.
             Blocked::Tables(missing) => {
-                let ready = self.top_up(slots, held, &mut vcpu.cache, plan.at, plan.level(), missing)?;
+                let ready = self.draw_for(slots, held, &mut vcpu.cache, plan, missing)?;
                 Ok((!ready).then(|| self.resume()))
             }
             Blocked::Over(_) | Blocked::Below(_) => {
