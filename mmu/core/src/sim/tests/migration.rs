@@ -20,6 +20,7 @@ use crate::{Limits, Mmu, Mode};
 use alloc::sync::Arc;
 use alloc::vec;
 use alloc::vec::Vec;
+use std::sync::Mutex;
 use std::thread;
 use std::time::Duration;
 use umbra_mmu_abi as abi;
@@ -51,6 +52,15 @@ impl Guest<SimStage2> for EptVcpu {
 struct Machine<S: Stage2> {
     mmu: Mmu<S>,
     memory: Arc<SimMemory>,
+    /// The owner of the frames does one thing at a time.
+    owner: Mutex<()>,
+}
+
+impl<S: Stage2> Machine<S> {
+    fn new(mmu: Mmu<S>, memory: Arc<SimMemory>) -> Self {
+        let owner = Mutex::new(());
+        Self { mmu, memory, owner }
+    }
 }
 
 fn frame(page: u32) -> Frame {
@@ -95,6 +105,7 @@ where
 
     /// The owner changes one small page: nobody reaches it between start and end.
     fn change(&self, page: u32, act: impl FnOnce(Frame), state: PageState) {
+        let _owner = self.owner.lock();
         // A part of a large frame is none of its own: then nothing happens.
         if let Ok(pair) = self.mmu.invalidate_start(frame(page), 1, Mappings::Present) {
             act(frame(page));
@@ -256,7 +267,7 @@ fn nothing_is_lost_in_ept_mode() {
             guest
         })
         .collect();
-    Machine { mmu, memory }.migrate(guests, 15_000);
+    Machine::new(mmu, memory).migrate(guests, 15_000);
 }
 
 impl Guest<SimShadow> for ShadowVcpu {
@@ -291,5 +302,5 @@ fn nothing_is_lost_in_shadow_mode() {
             ShadowVcpu::new(vcpu, memory.clone(), Model::default(), forgetful, Staleness::Used)
         })
         .collect();
-    Machine { mmu, memory }.migrate(guests, 15_000);
+    Machine::new(mmu, memory).migrate(guests, 15_000);
 }
