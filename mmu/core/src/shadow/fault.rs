@@ -173,7 +173,7 @@ impl<S: Stage2> Mmu<S> {
     }
 
     /// The spte at which hardware's walk for `gva` ends, without a lock: the caller is in a walk of the epochs.
-    fn leaf_of(&self, root: TableId, top: u8, gva: u64) -> (SptePlace, Spte) {
+    pub(super) fn leaf_of(&self, root: TableId, top: u8, gva: u64) -> (SptePlace, Spte) {
         let (mut table, mut level) = (root, top);
         loop {
             let place = place_of(table, level, gva);
@@ -226,7 +226,7 @@ impl<S: Stage2> Mmu<S> {
     /// |                                        | zaps it; the spte maps gfn 2, same frame |
     /// | exchange succeeds, logs gfn 1: gfn 2 is lost |                                 |
     // REQ: DT-2, PF-1 (b)
-    fn fast_shadow_fault(
+    pub(super) fn fast_shadow_fault(
         &self,
         slots: &SlotTable,
         paging: &Paging,

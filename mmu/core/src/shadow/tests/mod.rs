@@ -5,4 +5,5 @@ mod engine;
 mod host;
 mod machine;
 mod random;
+mod steps;
 mod walk;
