@@ -8,9 +8,10 @@ use crate::change::ChangeError;
 use crate::fault::{FaultError, HostFault, HostNeed};
 use crate::host::PageState;
 use crate::notify::Mappings;
+use crate::shadow::registers as guest;
 use crate::sim::cpu::Operation;
 use crate::sim::machine::{Ended, EptVcpu, Request, ShadowVcpu};
-use crate::sim::paging::{Access, Model, Privilege, Registers};
+use crate::sim::paging::{Access, CR0_PG, CR0_WP, CR4_PAE, EFER_LME, EFER_NXE, Model, Privilege, Registers};
 use crate::sim::shadow::Staleness;
 use crate::sim::tlb::Forgetful;
 use crate::sim::{SimMemory, SimRam, SimShadow, SimStage2, SimWords};
@@ -35,6 +36,8 @@ const PAGES: u32 = 64 + 1024 + 8;
 /// So that large frames can be large pages.
 const BASE: u64 = 512 - 64;
 const SLOT: SlotId = SlotId(0);
+/// Where in each page the vCPUs' words are: in a table, entries that nobody uses.
+const WORDS_AT: u64 = 0x800;
 const WORDS: usize = PAGES.div_ceil(64) as usize;
 
 /// A vCPU of an MMU in either mode.
@@ -48,7 +51,13 @@ impl Guest<SimStage2> for EptVcpu {
     }
 }
 
-/// A machine whose guest runs without paging.
+impl Guest<SimShadow> for ShadowVcpu {
+    fn access(&mut self, mmu: &Mmu<SimShadow>, request: &Request) -> Result<Ended, FaultError> {
+        Self::access(self, mmu, request)
+    }
+}
+
+/// A machine, and the owner of its memory.
 struct Machine<S: Stage2> {
     mmu: Mmu<S>,
     memory: Arc<SimMemory>,
@@ -146,7 +155,7 @@ where
                 1..4 => 60 + seed % 8,
                 _ => 4 + seed % 8,
             };
-            let gva = ((BASE + page) << 12) + id * 8;
+            let gva = ((BASE + page) << 12) + WORDS_AT + id * 8;
             let request = |kind, operation| Request {
                 gva,
                 access: Access {
@@ -253,34 +262,74 @@ where
     }
 }
 
-// REQ: DT-1, HOST-1, LP-4, LK-2
-#[test]
-fn nothing_is_lost_in_ept_mode() {
+/// How the guest translates.
+#[derive(Clone, Copy)]
+enum Tables {
+    None,
+    /// 4-level paging, all of its memory mapped to itself. Its tables are in pages that its owner takes as well.
+    FourLevel,
+}
+
+impl Tables {
+    /// Makes the guest's tables: in pages 0 to 4.
+    fn make(self, memory: &SimMemory) {
+        const ALL: u64 = 7;
+        const LARGE: u64 = 0x80;
+        let put = |table: u32, index: u64, entry| memory.store(frame(table), index as u16 * 8, GpteSize::B8, entry);
+        let table = |page: u64| (BASE + page) << 12 | ALL;
+        match self {
+            Self::None => {}
+            Self::FourLevel => {
+                put(0, 0, table(1));
+                put(1, 0, table(2));
+                put(2, 0, table(3));
+                put(2, 1, 512 << 12 | ALL | LARGE);
+                put(2, 2, 1024 << 12 | ALL | LARGE);
+                put(2, 3, table(4));
+                for page in 0..64 {
+                    put(3, BASE + page, table(page));
+                }
+                for page in 0..8 {
+                    put(4, page, table(64 + 1024 + page));
+                }
+            }
+        }
+    }
+
+    fn registers(self) -> Registers {
+        match self {
+            Self::None => Registers::default(),
+            Self::FourLevel => Registers {
+                cr0: CR0_PG | CR0_WP,
+                cr3: BASE << 12,
+                cr4: CR4_PAE,
+                efer: EFER_LME | EFER_NXE,
+                pdptes: [0; 4],
+            },
+        }
+    }
+}
+
+fn ept(tables: Tables) {
     let memory = SimMemory::new(SimMemory::layout_for(46), &[SHAPE], 0);
+    tables.make(&memory);
     let stage2 = SimStage2::with_memory(memory.clone(), 64);
     let mmu = Mmu::new(stage2, vec![SHAPE], &Limits::default()).unwrap();
     let guests = (0..3)
         .map(|id| {
             let forgetful = (id == 1).then(|| Forgetful::new(3, 7));
             let mut guest = EptVcpu::new(mmu.add_vcpu().unwrap(), Model::default(), forgetful);
-            guest.reset(Registers::default());
+            guest.reset(tables.registers());
             guest
         })
         .collect();
     Machine::new(mmu, memory).migrate(guests, 15_000);
 }
 
-impl Guest<SimShadow> for ShadowVcpu {
-    fn access(&mut self, mmu: &Mmu<SimShadow>, request: &Request) -> Result<Ended, FaultError> {
-        Self::access(self, mmu, request)
-    }
-}
-
-// REQ: DT-1, HOST-1, LP-4
-#[test]
-fn nothing_is_lost_in_shadow_mode() {
+fn shadow(guest_tables: Tables) {
     let tables = 64;
     let memory = SimMemory::new(SimMemory::layout_for(46), &[SHAPE], tables);
+    guest_tables.make(&memory);
     let limits = Limits {
         tables,
         rmap_entries: 4096,
@@ -295,12 +344,48 @@ fn nothing_is_lost_in_shadow_mode() {
         &limits,
     );
     let mmu = mmu.unwrap();
+    let Registers {
+        cr0, cr3, cr4, efer, ..
+    } = guest_tables.registers();
+    let registers = guest::Registers {
+        cr0: cr0 | guest::CR0_PE,
+        cr3,
+        cr4,
+        efer: efer | if efer & EFER_LME != 0 { guest::EFER_LMA } else { 0 },
+    };
     let guests = (0..3)
         .map(|id| {
             let forgetful = (id == 1).then(|| Forgetful::new(3, 7));
             let vcpu = mmu.add_vcpu().unwrap();
-            ShadowVcpu::new(vcpu, memory.clone(), Model::default(), forgetful, Staleness::Used)
+            let mut vcpu = ShadowVcpu::new(vcpu, memory.clone(), Model::default(), forgetful, Staleness::Used);
+            let ended = vcpu.write_registers(|vcpu| mmu.restore_registers(vcpu, registers));
+            assert_eq!(ended, Ended::Done(0));
+            vcpu
         })
         .collect();
     Machine::new(mmu, memory).migrate(guests, 15_000);
+}
+
+// REQ: DT-1, HOST-1, LP-4, LK-2
+#[test]
+fn nothing_is_lost_in_ept_mode() {
+    ept(Tables::None);
+}
+
+// REQ: DT-1, HOST-1, LP-4, LK-2
+#[test]
+fn nothing_is_lost_in_ept_mode_with_tables_of_the_guest() {
+    ept(Tables::FourLevel);
+}
+
+// REQ: DT-1, HOST-1, LP-4
+#[test]
+fn nothing_is_lost_in_shadow_mode() {
+    shadow(Tables::None);
+}
+
+// REQ: DT-1, HOST-1, LP-4, PF-2, SP-8
+#[test]
+fn nothing_is_lost_in_shadow_mode_with_tables_of_the_guest() {
+    shadow(Tables::FourLevel);
 }
