@@ -163,3 +163,31 @@ fn a_lock_of_the_facade_is_a_lock() {
         writes.join().unwrap();
     });
 }
+
+/// What is no part of `sync` is seen by no checker, so nothing that threads share may be made otherwise.
+// REQ: LK-3
+#[test]
+fn all_that_threads_share_comes_from_the_facade() {
+    fn look(folder: &std::path::Path, found: &mut Vec<String>) {
+        for entry in std::fs::read_dir(folder).unwrap() {
+            let path = entry.unwrap().path();
+            if path.is_dir() {
+                if !path.ends_with("src/sync") && !path.ends_with("tests") {
+                    look(&path, found);
+                }
+            } else if path.extension().is_some_and(|extension| extension == "rs") {
+                let text = std::fs::read_to_string(&path).unwrap();
+                let code = text.split("#[cfg(test)]\nmod tests {").next().unwrap();
+                let foreign = ["core::sync::", "spin::", "core::hint::spin_loop"];
+                let uses = foreign.iter().filter(|word| code.contains(*word));
+                found.extend(uses.map(|word| format!("{}: {word}", path.display())));
+            }
+        }
+    }
+    let core = std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join("../../mmu/core/src");
+    let mut found = Vec::new();
+    look(&core, &mut found);
+    // A frame of the simulation is made when it is first used, by whoever.
+    found.retain(|line| !line.ends_with("sim/memory.rs: spin::"));
+    assert!(found.is_empty(), "{found:#?}");
+}
