@@ -159,6 +159,18 @@ impl Slot {
         (gfn, frame, PageLevel::K4)
     }
 
+    /// Whether another slot has a frame of this one.
+    fn shares_frames(&self, other: &Self) -> bool {
+        let (a, b) = (self.backing.first_page, other.backing.first_page);
+        self.backing.id == other.backing.id && a < b + other.npages && b < a + self.npages
+    }
+
+    /// The gfn of a frame, if the slot has it.
+    fn gfn_of_frame(&self, frame: Frame) -> Option<Gfn> {
+        let into = frame.page().wrapping_sub(self.backing.first_page);
+        (frame.backing() == self.backing.id && into < self.npages).then(|| self.gfn_of_page(frame.page()))
+    }
+
     fn gfn_of_page(&self, page: u32) -> Gfn {
         Gfn::new(self.base.raw() + (page - self.backing.first_page) as u64)
     }
@@ -170,6 +182,8 @@ pub struct SlotTable {
     sorted: Vec<Slot>,
     /// Their bases alone, then [`NO_BASE`]: what the search looks at.
     bases: [u64; MAX_SLOTS],
+    /// Some frame has more than one gfn.
+    shares_frames: bool,
 }
 
 /// Above every gfn.
@@ -181,6 +195,7 @@ impl Default for SlotTable {
         Self {
             sorted: Vec::new(),
             bases: [NO_BASE; MAX_SLOTS],
+            shares_frames: false,
         }
     }
 }
@@ -252,6 +267,32 @@ impl SlotTable {
             self.sorted.insert(at, new);
         }
         self.index();
+        self.shares_frames = (1..self.sorted.len()).any(|at| {
+            let (before, slot) = (&self.sorted[..at], &self.sorted[at]);
+            before.iter().any(|other| slot.shares_frames(other))
+        });
+    }
+
+    /// Whether some frame has more than one gfn.
+    // REQ: MEM-2
+    #[inline]
+    pub fn shares_frames(&self) -> bool {
+        self.shares_frames
+    }
+
+    /// Every gfn of the frame that `gfn` has, itself included and first.
+    // REQ: MEM-2
+    #[inline]
+    pub fn aliases(&self, gfn: Gfn) -> impl Iterator<Item = Gfn> + '_ {
+        let frame = self
+            .shares_frames
+            .then(|| self.lookup(gfn).map(|slot| slot.frame_of(gfn)))
+            .flatten();
+        let slots = if frame.is_some() { self.sorted.as_slice() } else { &[] };
+        let others = slots
+            .iter()
+            .filter_map(move |slot| frame.and_then(|frame| slot.gfn_of_frame(frame)));
+        core::iter::once(gfn).chain(others.filter(move |other| *other != gfn))
     }
 
     /// Tables of sptes that all these slots and `new` can need at once, the root included, as the host's frames are now.

@@ -2,9 +2,7 @@
 //! What could be interesting now? Random steps, the same for the same seed, biased to few addresses that meet often.
 
 use crate::judge::Guest;
-use crate::layout::{
-    DATA, LOG_DIRTY, PD, POOL, PT, READONLY, SHAPES, SLOTS, SLOTS_WITHOUT_ALIASES, first_tables, roots,
-};
+use crate::layout::{DATA, LOG_DIRTY, PD, POOL, PT, READONLY, SHAPES, SLOTS, first_tables, roots};
 use crate::oracle::{Access, Controls, End, Kind, Paging, Who};
 use crate::script::{Engine, Header, Step};
 
@@ -473,11 +471,7 @@ impl Generator {
     }
 
     fn slot(&mut self, guest: &Guest) -> Step {
-        let slots = match self.engine {
-            Engine::Ept => SLOTS,
-            Engine::Shadow => SLOTS_WITHOUT_ALIASES,
-        };
-        let (mut id, mut base, mut npages, mut backing, mut first, mut flags) = self.random.of(&slots);
+        let (mut id, mut base, mut npages, mut backing, mut first, mut flags) = self.random.of(&SLOTS);
         let there = guest.memory.slot(id).copied();
         if id == 0 && self.random.chance(80) {
             (id, base, npages, backing, first, flags) = SLOTS[1];

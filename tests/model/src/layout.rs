@@ -46,10 +46,6 @@ pub const SLOTS: [(u16, u64, u32, u16, u32, u8); 4] = [
     (3, 0x180, 16, 2, 0, READONLY),
 ];
 
-/// The same for a machine that knows no frame under two gfns.
-pub const SLOTS_WITHOUT_ALIASES: [(u16, u64, u32, u16, u32, u8); 4] =
-    [SLOTS[0], SLOTS[1], (2, 0x100, 64, 3, 0, 0), SLOTS[3]];
-
 /// `SlotFlags::LOG_DIRTY`.
 pub const LOG_DIRTY: u8 = 1;
 /// `SlotFlags::READONLY`.

@@ -160,16 +160,6 @@ impl GuestMemory {
         new.valid() && free && same
     }
 
-    /// Whether another slot has a frame of this one.
-    pub fn aliases(&self, id: u16, new: &Slot) -> bool {
-        let others = self.slots.iter().enumerate().filter(|(other, _)| *other != id as usize);
-        let mut others = others.filter_map(|(_, slot)| slot.as_ref());
-        others.any(|slot| {
-            let same = slot.backing == new.backing;
-            same && slot.first < new.first + new.npages && new.first < slot.first + slot.npages
-        })
-    }
-
     /// Sets or deletes a slot.
     pub fn set_slot(&mut self, id: u16, new: Option<Slot>) {
         let logged = |slot: &Option<Slot>| slot.is_some_and(|slot| slot.flags & LOG_DIRTY != 0);

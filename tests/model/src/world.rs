@@ -2,7 +2,7 @@
 //! What happens in a step, to the machine under test and to the guest that it has to look like?
 
 use crate::judge::{Guest, Op, Seen};
-use crate::layout::{LOG_DIRTY, READONLY, SLOTS, SLOTS_WITHOUT_ALIASES, first_tables};
+use crate::layout::{LOG_DIRTY, READONLY, SLOTS, first_tables};
 use crate::memory::{Page, SLOT_IDS, Slot};
 use crate::oracle::{Paging, Registers, Who};
 use crate::script::{Header, Step};
@@ -57,10 +57,6 @@ pub trait Machine {
     /// # Errors
     /// The MMU cannot go on.
     fn set_slot(&mut self, id: u16, slot: &Slot) -> Result<Slotted, Failure>;
-    /// Whether a frame may have two gfns.
-    fn has_aliases(&self) -> bool {
-        true
-    }
     /// Whether this machine does not have what a step is about.
     fn lacks(&self, _: &Step) -> bool {
         false
@@ -108,9 +104,6 @@ impl<M: Machine + ?Sized> Machine for Box<M> {
     }
     fn set_slot(&mut self, id: u16, slot: &Slot) -> Result<Slotted, Failure> {
         (**self).set_slot(id, slot)
-    }
-    fn has_aliases(&self) -> bool {
-        (**self).has_aliases()
     }
     fn lacks(&self, step: &Step) -> bool {
         (**self).lacks(step)
@@ -224,11 +217,7 @@ impl<M: Machine> World<M> {
     pub fn new(header: &Header, mut machine: M, audit_every: u64) -> Result<Self, Failure> {
         let Header::Machine { paging, vcpus, .. } = *header;
         let mut guest = Guest::new(vcpus, MAXPHYADDR);
-        for (id, base, npages, backing, first, flags) in if machine.has_aliases() {
-            SLOTS
-        } else {
-            SLOTS_WITHOUT_ALIASES
-        } {
+        for (id, base, npages, backing, first, flags) in SLOTS {
             let slot = Slot {
                 base,
                 npages: npages.into(),
@@ -421,9 +410,6 @@ impl<M: Machine> World<M> {
 
     fn set_slot(&mut self, id: u16, slot: &Slot) -> Result<(), Failure> {
         let memory = &self.guest.memory;
-        if !self.machine.has_aliases() && memory.aliases(id, slot) {
-            return Ok(());
-        }
         let delete = slot.npages == 0;
         let known = slot.flags & !(LOG_DIRTY | READONLY) == 0 && usize::from(id) < SLOT_IDS;
         let wanted = known

@@ -139,6 +139,12 @@ impl<S: Stage2> Shadow<'_, S> {
     /// Nobody may write to a table that is shadowed and synchronised.
     // REQ: SP-8
     fn audit_protected(&self, gfn: Gfn, id: TableId, audit: &mut Audit) {
+        for gfn in self.slots.aliases(gfn) {
+            self.audit_protected_gfn(gfn, id, audit);
+        }
+    }
+
+    fn audit_protected_gfn(&self, gfn: Gfn, id: TableId, audit: &mut Audit) {
         let Some(slot) = self.slot(gfn) else { return };
         for size in PageLevel::ALL {
             for place in slot.data.places(self.entries(), gfn, size) {

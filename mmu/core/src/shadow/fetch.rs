@@ -143,8 +143,8 @@ impl<S: Stage2> Shadow<'_, S> {
             2 => PageLevel::M2,
             _ => PageLevel::G1,
         };
-        match slot.flags.contains(SlotFlags::LOG_DIRTY) {
-            // Writes are logged page by page.
+        match slot.flags.contains(SlotFlags::LOG_DIRTY) || self.slots.shares_frames() {
+            // Writes are logged page by page; and tables under another gfn do not count against a large page here.
             true => PageLevel::K4,
             false => slot.largest_page(walk.gfn, &host, guest.min(top)).2,
         }

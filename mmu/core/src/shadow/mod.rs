@@ -131,9 +131,16 @@ impl<'a, S: Stage2> Shadow<'a, S> {
         self.mmu.count_unmapped(level);
     }
 
-    /// Takes W away from every spte that maps `gfn`, and the right to get it back without mmu_lock.
-    // REQ: SP-8
+    /// Takes W away from every spte that maps the frame of `gfn`, and the right to get it back without mmu_lock.
+    // REQ: SP-8, MEM-2
     fn write_protect(&mut self, gfn: Gfn) {
+        let slots = self.slots;
+        for gfn in slots.aliases(gfn) {
+            self.write_protect_gfn(gfn);
+        }
+    }
+
+    fn write_protect_gfn(&mut self, gfn: Gfn) {
         let Some(slot) = self.slot(gfn) else { return };
         let (tables, entries) = (self.tables(), self.entries());
         for size in PageLevel::ALL {

@@ -35,12 +35,15 @@ pub(super) enum Unsync {
 pub(super) struct MustProtect;
 
 impl<S: Stage2> Shadow<'_, S> {
-    /// The indirect shadow pages of a guest table: in any role, of this generation or an earlier one that a vCPU may still
-    /// walk.
+    /// The indirect shadow pages of a guest table: in any role and under each gfn of its frame, of this generation or an
+    /// earlier one that a vCPU may still walk.
+    // REQ: MEM-2
     pub(super) fn pages_of(&self, gfn: Gfn) -> impl Iterator<Item = TableId> + '_ {
-        self.pages.same_hash(gfn).filter(move |id| {
-            let table = self.tables().get(*id);
-            table.gfn() == gfn && !table.role().direct()
+        self.slots.aliases(gfn).flat_map(move |gfn| {
+            self.pages.same_hash(gfn).filter(move |id| {
+                let table = self.tables().get(*id);
+                table.gfn() == gfn && !table.role().direct()
+            })
         })
     }
 
@@ -50,8 +53,8 @@ impl<S: Stage2> Shadow<'_, S> {
     /// It must not.
     // REQ: SP-6, PF-1 (h)
     pub(super) fn allow_writes(&mut self, slot: &Slot, gfn: Gfn, unsync: Unsync) -> Result<(), MustProtect> {
-        // Every shadowed table counts against large pages around it: one look for almost all frames.
-        if slot.data.large.allows(umbra_mmu_abi::PageLevel::M2, gfn) {
+        // Every shadowed table counts against large pages around its gfn: one look for almost all frames.
+        if !self.slots.shares_frames() && slot.data.large.allows(umbra_mmu_abi::PageLevel::M2, gfn) {
             return Ok(());
         }
         let mut synchronised = false;

@@ -261,10 +261,6 @@ impl Machine for ShadowMachine {
         super::set_slot(&self.mmu, id, slot)
     }
 
-    fn has_aliases(&self) -> bool {
-        false
-    }
-
     fn log(&mut self, id: u16, clear: Clear) -> Result<Option<Vec<u64>>, Failure> {
         let pages = self
             .mmu
