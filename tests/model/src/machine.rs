@@ -24,6 +24,7 @@ use umbra_mmu_core::resize::{Resize, ResizeError};
 use umbra_mmu_core::sim::cpu::{Cpu, Exit, Operation, Physical};
 use umbra_mmu_core::sim::memory::SimMemory;
 use umbra_mmu_core::sim::paging as sim;
+use umbra_mmu_core::sim::tlb::Forgetful;
 use umbra_mmu_core::stage2::{Frame, GpteSize, Stage2};
 
 /// The machine that the header of a script names.
@@ -105,6 +106,11 @@ fn load<P: Physical>(cpu: &mut Cpu, below: &mut P, regs: &Registers) -> Result<(
         cpu.write_control(below, new)?;
     }
     Ok(())
+}
+
+/// The last processor forgets one in five of what it looks for, and now and then everything.
+fn forgetful(vcpu: u8) -> Option<Forgetful> {
+    (vcpu == 2).then(|| Forgetful::new(u64::from(vcpu), 5))
 }
 
 fn frame(page: Page) -> Frame {

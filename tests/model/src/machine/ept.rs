@@ -57,8 +57,8 @@ impl EptMachine {
             maxphyaddr: MAXPHYADDR as u8,
             ..Model::default()
         };
-        let processor = |_| Processor {
-            cpu: Cpu::new(model, None),
+        let processor = |id| Processor {
+            cpu: Cpu::new(model, super::forgetful(id)),
             ept: EptCaches::default(),
             vcpu: mmu.add_vcpu().expect("there are few"),
         };

@@ -16,7 +16,7 @@ use umbra_mmu_core::shadow::roots::{LocalFlush, NotLoaded, Roots};
 use umbra_mmu_core::shadow::write::NotWritten;
 use umbra_mmu_core::sim::cpu::{Cpu, Exit};
 use umbra_mmu_core::sim::memory::SimMemory;
-use umbra_mmu_core::sim::paging as hw;
+use umbra_mmu_core::sim::paging::{self as hw, StaleDenial};
 use umbra_mmu_core::sim::shadow::{HostTables, Staleness};
 use umbra_mmu_core::sim::{SimRam, SimShadow, SimWords};
 use umbra_mmu_core::vcpu::Vcpu;
@@ -85,8 +85,17 @@ impl ShadowMachine {
             maxphyaddr: MAXPHYADDR as u8,
             features: guest::Features::all(),
         });
-        let processor = |_| Processor {
-            cpu: Cpu::new(hw::Model::default(), None),
+        // The second processor faults wherever an old translation does not allow an access, though the tables may.
+        let model = |id| hw::Model {
+            stale_denial: if id == 1 {
+                StaleDenial::Faults
+            } else {
+                StaleDenial::Walks
+            },
+            ..hw::Model::default()
+        };
+        let processor = |id| Processor {
+            cpu: Cpu::new(model(id), super::forgetful(id)),
             vcpu: mmu.add_vcpu().expect("there are few"),
         };
         let processors = (0..vcpus).map(processor).collect();
