@@ -14,63 +14,11 @@ use umbra_mmu_core::sim::cpu::{Cpu, Exit, Operation};
 use umbra_mmu_core::sim::paging::{self as hw, Privilege};
 use umbra_mmu_core::sim::shadow::{HostTables, SimShadow, Staleness};
 use umbra_mmu_core::sim::{SimMemory, SimRam, SimWords};
-use umbra_mmu_core::spte::Leaf;
-use umbra_mmu_core::stage2::{
-    BackingShape, FlushEpoch, Frame, GpteSize, GuestAccess, Observed, Stage2, Stage2Error, TableHandle, TableLevel,
-    TableNeeds, Unflushed,
-};
-use umbra_mmu_core::sync::Mutex;
+use umbra_mmu_core::stage2::{BackingShape, Frame, GpteSize};
 use umbra_mmu_core::vcpu::Vcpu;
 use umbra_mmu_core::{Limits, Mmu, Mode};
 use umbra_races::explore;
 use umbra_races::preempt::Stopped;
-
-/// A flush of all processors waits until each has ended its instruction, as an interrupt to it does.
-struct Shootdown {
-    below: SimShadow,
-    instructions: Arc<Mutex<()>>,
-}
-
-impl Stage2 for Shootdown {
-    type Words = SimWords;
-    type Ram = SimRam;
-
-    fn attach_slot(&mut self, id: SlotId, at: Backing, pages: u32, access: GuestAccess) -> Result<(), Stage2Error> {
-        self.below.attach_slot(id, at, pages, access)
-    }
-    fn revoke_slot(&mut self, slot: SlotId) -> Unflushed {
-        self.below.revoke_slot(slot)
-    }
-    fn flush(&mut self, removed: Unflushed) -> FlushEpoch {
-        let epoch = self.below.flush(removed);
-        drop(self.instructions.lock());
-        epoch
-    }
-    fn reserve(&mut self, needs: TableNeeds) -> Result<(), Stage2Error> {
-        self.below.reserve(needs)
-    }
-    fn link(&mut self, at: Gfn, level: TableLevel) -> Result<TableHandle, Stage2Error> {
-        self.below.link(at, level)
-    }
-    fn unlink(&mut self, table: TableHandle) -> Unflushed {
-        self.below.unlink(table)
-    }
-    fn map(&mut self, slot: SlotId, at: Gfn, leaf: &Leaf) -> Result<(), Stage2Error> {
-        self.below.map(slot, at, leaf)
-    }
-    fn unmap(&mut self, slot: SlotId, at: Gfn, leaf: &Leaf) -> Unflushed {
-        self.below.unmap(slot, at, leaf)
-    }
-    fn protect(&mut self, slot: SlotId, at: Gfn, leaf: &Leaf) -> Result<Unflushed, Stage2Error> {
-        self.below.protect(slot, at, leaf)
-    }
-    fn observe(&mut self, slot: SlotId, at: Gfn, leaf: &Leaf) -> Observed {
-        self.below.observe(slot, at, leaf)
-    }
-    fn count_mapped(&mut self, slot: SlotId) -> u32 {
-        self.below.count_mapped(slot)
-    }
-}
 
 const PAGES: u32 = 32;
 /// The guest's page table, which maps itself at its own address as everything else.
@@ -93,10 +41,8 @@ const LONG: Registers = Registers {
 
 /// A guest in long mode with the first 32 pages mapped one to one.
 struct World {
-    mmu: Mmu<Shootdown>,
+    mmu: Mmu<SimShadow>,
     memory: Arc<SimMemory>,
-    /// One instruction of the guest at a time.
-    instructions: Arc<Mutex<()>>,
 }
 
 /// A processor and what the MMU has of it.
@@ -124,11 +70,7 @@ impl World {
             first_generation: Generation(8),
         };
         let memory = SimMemory::new(SimMemory::layout_for(46), &shapes, limits.tables);
-        let instructions = Arc::new(Mutex::new(()));
-        let below = Shootdown {
-            below: SimShadow::new(memory.clone()),
-            instructions: instructions.clone(),
-        };
+        let below = SimShadow::new(memory.clone());
         let mode = Mode::Shadow(*memory.layout());
         let (ram, words) = (SimRam(memory.clone()), SimWords(memory.clone()));
         let mmu = Mmu::with_ram(below, ram, words, mode, shapes, &limits)
@@ -140,11 +82,7 @@ impl World {
         };
         mmu.set_slot(SlotId(0), Gfn::new(0), PAGES, backing, SlotFlags::empty())
             .unwrap();
-        let world = Self {
-            mmu,
-            memory,
-            instructions,
-        };
+        let world = Self { mmu, memory };
         for table in [0x1000, 0x2000, 0x3000] {
             world.poke(table, (table + 0x1000) | ALL);
         }
@@ -175,7 +113,8 @@ impl World {
         let Roots::Pml4(cr3) = entry.roots else {
             panic!("{entry:?} for a guest in long mode")
         };
-        let _instruction = self.instructions.lock();
+        // A flush of all processors waits until each has ended its instruction.
+        let _instruction = self.memory.access();
         machine.cpu.enter(hw::Registers {
             cr0: hw::CR0_PG | hw::CR0_WP,
             cr3,

@@ -7,12 +7,13 @@
 use crate::spte::ShadowLayout;
 use crate::stage2::{BackingShape, Frame, GpteSize, GuestAccess};
 use crate::sync::atomic::{AtomicU32, AtomicU64, Ordering};
+use crate::sync::{ReadGuard, RwLock};
 use crate::table::{ENTRIES, TableId};
 use alloc::boxed::Box;
 use alloc::sync::Arc;
 use alloc::vec::Vec;
 use core::fmt;
-use spin::{Once, RwLock, RwLockReadGuard};
+use spin::Once;
 use umbra_mmu_abi::{Backing, BackingId};
 
 pub(super) type Words = [AtomicU64; ENTRIES];
@@ -287,7 +288,7 @@ impl SimMemory {
     }
 
     /// What a processor holds during an access, if others may flush meanwhile.
-    pub fn access(&self) -> RwLockReadGuard<'_, ()> {
+    pub fn access(&self) -> ReadGuard<'_, ()> {
         self.running.read()
     }
 
