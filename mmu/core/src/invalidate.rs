@@ -92,6 +92,12 @@ impl Invalidations {
         start < at.raw() + size.frames() && at.raw() < end
     }
 
+    /// Whether mappings of some range are kept out just now. `mmu_lock` is held.
+    #[inline]
+    pub fn is_in_progress(&self) -> bool {
+        self.in_progress.load(Ordering::Acquire) != 0
+    }
+
     /// A pair starts. From here to [`Invalidations::leave`] the published slots stay. No lock is needed, and
     /// `slots_lock` must not be: a slot change that holds it waits for this pair.
     // REQ: HOST-1

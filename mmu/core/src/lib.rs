@@ -140,6 +140,8 @@ pub struct Mmu<S: Stage2> {
     effects: LeafLock<S>,
     /// The guest's memory, which shadow mode reads tables in. EPT mode never looks at it.
     ram: S::Ram,
+    /// In shadow mode: counts sptes that pointed at a table and do not any more. Changed under mmu_lock.
+    structure: AtomicU64,
     /// The guest's processor, which shadow mode stands in for.
     guest_cpu: GuestCpu,
     /// What the vCPUs have to do before they enter the guest again (KVM: `vcpu->requests`).
@@ -245,6 +247,7 @@ impl<S: Stage2> Mmu<S> {
             mode,
             ram,
             host: HostMemory::new(host_layout, &backings)?,
+            structure: AtomicU64::new(0),
             guest_cpu: GuestCpu::default(),
             slots_lock: SlotsLock::default(),
             slots_arch_lock: SlotsArchLock::default(),

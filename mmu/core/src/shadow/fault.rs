@@ -2,9 +2,10 @@
 //! What happens on a page fault in shadow mode? The order of KVM's mmu.txt, step by step.
 
 use super::fetch::{Fetched, Target, Wish, place_of};
-use super::gpte::at;
 use super::memory::{GuestMemory, access};
-use super::walk::{GuestWalk, NoWalk, Paging, walk};
+use super::roots::VcpuPaging;
+use super::usual::LastPath;
+use super::walk::{GuestWalk, NoWalk, Paging, walk, walk_into};
 use crate::Mmu;
 use crate::fault::{ErrorCode, Fault, FaultError, GuestFault, HostFault, Outcome};
 use crate::generation::Stamp;
@@ -14,8 +15,9 @@ use crate::role::PteAccess;
 use crate::slots::{GFN_LIMIT, Slot, SlotState, SlotTable};
 use crate::spte::{Leaf, MmioAccess, Rights, Spte, SpteKind, Writable};
 use crate::stage2::Stage2;
+use crate::sync::atomic::Ordering;
 use crate::table::{SptePlace, TableId};
-use crate::vcpu::Vcpu;
+use crate::vcpu::{MmioCache, Vcpu};
 use umbra_mmu_abi::{Gfn, Mmio, PageLevel, SlotFlags};
 
 /// Attempts before the guest itself has to try again.
@@ -40,6 +42,16 @@ impl<S: Stage2> Mmu<S> {
         if let Some(mmio) = self.remembered_mmio(vcpu, fault) {
             return Ok(self.emulate(mmio));
         }
+        if !fault.code.contains(ErrorCode::RSVD)
+            && let Some(outcome) = self.shadow_usual(vcpu, fault)
+        {
+            return Ok(outcome);
+        }
+        self.shadow_unusual(vcpu, fault)
+    }
+
+    #[inline(never)]
+    fn shadow_unusual(&self, vcpu: &mut Vcpu, fault: &Fault) -> Result<Outcome, FaultError> {
         for _ in 0..ATTEMPTS {
             if let Some(outcome) = self.shadow_attempt(vcpu, fault)? {
                 return Ok(outcome);
@@ -50,58 +62,71 @@ impl<S: Stage2> Mmu<S> {
     }
 
     fn shadow_attempt(&self, vcpu: &mut Vcpu, fault: &Fault) -> Result<Option<Outcome>, FaultError> {
-        let paging = vcpu.paging().paging;
-        let gva = paging.linear(fault.address);
-        let Some(root) = vcpu.paging().root(gva) else {
-            return self.without_root(vcpu, &paging, fault);
+        let Vcpu {
+            walker,
+            reserve,
+            mmio: remembered,
+            paging,
+            ..
+        } = vcpu;
+        let state = paging.as_mut().expect("a vCPU of an MMU in shadow mode");
+        let gva = state.paging.linear(fault.address);
+        let Some(root) = state.root(gva) else {
+            return self.without_root(state, fault);
         };
+        let paging = &state.paging;
         // Before anything is looked at: what changes from here on makes what was seen void.
         let seq = self.invalidate.seq();
         let stamp = self.generation.cacheable();
         // (a) A reserved bit: MMIO, as the spte has it.
-        if fault.code.contains(ErrorCode::RSVD)
-            && let Some(mmio) = self.cached_mmio(vcpu, &paging, root, gva, fault, stamp)
-        {
-            return Ok(Some(mmio));
+        if fault.code.contains(ErrorCode::RSVD) {
+            let spte = {
+                let _walking = self.walkers.enter(walker);
+                self.leaf_of(root, paging.role.level(), gva).1
+            };
+            if let Some(mmio) = self.cached_mmio(remembered, paging, spte, fault, stamp) {
+                return Ok(Some(mmio));
+            }
         }
         let mut held = Held::entry();
         let mut section = self.slots.read(&mut held);
         let (slots, held) = section.split();
         // (b) A write to a present leaf: W may be given back without mmu_lock.
         if fault.code.contains(ErrorCode::P | ErrorCode::W) && !fault.code.contains(ErrorCode::RSVD) {
-            let _walking = self.walkers.enter(&mut vcpu.walker);
+            let _walking = self.walkers.enter(walker);
             let (place, spte) = self.leaf_of(root, paging.role.level(), gva);
-            if self.fast_shadow_fault(slots, &paging, place, spte, fault.code) {
+            if self.fast_shadow_fault(slots, paging, place, spte, fault.code) {
                 return Ok(Some(self.resume()));
             }
         }
         // (c) What the guest's tables say, (d) and whether they allow it.
         let memory = GuestMemory::new(self, slots);
-        let walk = walk(&memory, &paging, gva, fault.code);
+        let mut walk = GuestWalk::NEW;
+        let walked = walk_into(&mut walk, &memory, paging, gva, fault.code);
         if let Some((gfn, need)) = memory.need.get() {
             return Ok(self.ask_host(held, seq, gfn, need));
         }
-        let walk = match walk {
-            Ok(walk) => walk,
+        match walked {
+            Ok(()) => {}
             Err(NoWalk::Retry) => return Ok(Some(self.resume())),
             Err(NoWalk::Fault(code)) => {
                 // A page fault makes the processor forget the address (SDM vol. 3, 4.10.4.1): what is unsync has to catch
                 // up, or another access would find what the guest has replaced.
                 if fault.code.contains(ErrorCode::P) {
-                    self.with_shadow(slots, held, &mut vcpu.reserve, |shadow| {
+                    self.with_shadow(slots, held, reserve, |shadow| {
                         shadow.sync_address(root, paging.role.level(), gva);
                     });
                 }
                 return Ok(Some(reflect(fault, code)));
             }
-        };
+        }
         // (e) The frame behind it, or (f) none.
-        let target = match self.backed(slots.lookup(walk.gfn), walk.gfn, fault.code, stamp) {
+        let target = match self.backed(memory.slot(walk.gfn), walk.gfn, fault.code, stamp) {
             Backed::Target(target) => target,
             Backed::Answer(outcome) => return Ok(Some(outcome)),
             Backed::Host(need) => return Ok(self.ask_host(held, seq, walk.gfn, need)),
         };
-        if wants_emulation(&paging, &walk, fault.code, target) {
+        if wants_emulation(paging, &walk, fault.code, target) {
             return Ok(Some(Outcome::EmulateTableWrite { gpa: walk.gpa }));
         }
         // (g) Tables and the leaf.
@@ -109,19 +134,26 @@ impl<S: Stage2> Mmu<S> {
             true => Wish::Write,
             false => Wish::Read,
         };
-        let fetched = self.with_shadow(slots, held, &mut vcpu.reserve, |shadow| {
+        let mut path = None;
+        let fetched = self.with_shadow_and(slots, memory.last(), held, reserve, |shadow| {
             // REQ: PF-3
             let gone = self.is_obsolete(root) || self.tables.get(root).role().invalid();
-            if gone || self.overtaken(seq, &walk, target) || !shadow.make_room() {
+            if gone || self.overtaken(seq, paging, &walk, target) || !shadow.make_room() {
                 return None;
             }
-            Some(shadow.fetch(&paging, root, gva, &walk, target, wish))
+            let fetched = shadow.fetch(paging, root, gva, &walk, target, wish);
+            let structure = self.structure.load(Ordering::Relaxed);
+            path = LastPath::new(paging, gva, &walk, shadow.leaf_page, structure);
+            Some(fetched)
         });
+        if fetched == Some(Fetched::Mapped) {
+            state.path = path;
+        }
         match (fetched, target) {
             (None | Some(Fetched::Changed), _) => {
                 if self.is_obsolete(root) || self.tables.get(root).role().invalid() {
                     // The vCPU gets other roots before it runs again.
-                    vcpu.paging_mut().reload();
+                    state.reload();
                     return Ok(Some(self.resume()));
                 }
                 Ok(None)
@@ -132,7 +164,7 @@ impl<S: Stage2> Mmu<S> {
             (Some(Fetched::Mapped), Target::Mmio(stamp)) => {
                 if let Some(stamp) = stamp {
                     let code = fault.code | ErrorCode::P | ErrorCode::RSVD;
-                    vcpu.mmio.fill(fault.address >> 12, walk.gfn, code.bits(), stamp);
+                    remembered.fill(fault.address >> 12, walk.gfn, code.bits(), stamp);
                 }
                 Ok(Some(self.emulate(self.mmio(walk.gfn))))
             }
@@ -141,24 +173,27 @@ impl<S: Stage2> Mmu<S> {
 
     /// Whether what was seen before mmu_lock was taken may be wrong.
     // REQ: PF-3
-    fn overtaken(&self, seq: u64, walk: &GuestWalk, target: Target<'_>) -> bool {
+    fn overtaken(&self, seq: u64, paging: &Paging, walk: &GuestWalk, target: Target<'_>) -> bool {
         let size = match target {
             Target::Page(_, host) => host.level,
             Target::Mmio(_) => PageLevel::K4,
         };
         // The guest's tables are in frames as well.
-        let tables = &walk.tables[at(walk.leaf)..=at(walk.top)];
+        let table = |level| walk.table(level, &paging.format);
         self.invalidate.must_retry_page(seq, walk.gfn.align_down(size), size)
-            || tables.iter().any(|gfn| self.invalidate.must_retry(seq, *gfn))
+            || self.invalidate.is_in_progress()
+                && (walk.leaf.max(1)..=walk.top).any(|level| self.invalidate.must_retry(seq, table(level)))
     }
 
     /// There is no root for this address: the guest has no table for it, or the vCPU has not entered since it has.
-    fn without_root(&self, vcpu: &mut Vcpu, paging: &Paging, fault: &Fault) -> Result<Option<Outcome>, FaultError> {
+    #[cold]
+    fn without_root(&self, state: &mut VcpuPaging, fault: &Fault) -> Result<Option<Outcome>, FaultError> {
         let seq = self.invalidate.seq();
         let mut held = Held::entry();
         let mut section = self.slots.read(&mut held);
         let (slots, held) = section.split();
         let memory = GuestMemory::new(self, slots);
+        let paging = &state.paging;
         let walk = walk(&memory, paging, paging.linear(fault.address), fault.code);
         if let Some((gfn, need)) = memory.need.get() {
             return Ok(self.ask_host(held, seq, gfn, need));
@@ -166,7 +201,7 @@ impl<S: Stage2> Mmu<S> {
         match walk {
             Err(NoWalk::Fault(code)) => Ok(Some(reflect(fault, code))),
             Ok(_) | Err(NoWalk::Retry) => {
-                vcpu.paging_mut().reload();
+                state.reload();
                 Ok(Some(self.resume()))
             }
         }
@@ -190,26 +225,20 @@ impl<S: Stage2> Mmu<S> {
     // REQ: PF-1 (a), GEN-4
     fn cached_mmio(
         &self,
-        vcpu: &mut Vcpu,
+        remembered: &mut MmioCache,
         paging: &Paging,
-        root: TableId,
-        gva: u64,
+        spte: Spte,
         fault: &Fault,
         stamp: Option<Stamp>,
     ) -> Option<Outcome> {
-        let spte = {
-            let _walking = self.walkers.enter(&mut vcpu.walker);
-            let (place, spte) = self.leaf_of(root, paging.role.level(), gva);
-            spte.peek(self.tables.format(), self.tables.get(place.table).role().level())
-        };
-        // Not even a word of ours: the slow path replaces it.
-        let Ok(kind @ SpteKind::Mmio(mmio)) = spte else {
+        // MMIO sptes are in tables of level 1. Not even a word of ours: the slow path replaces it.
+        let Ok(kind @ SpteKind::Mmio(mmio)) = spte.peek(self.tables.format(), 1) else {
             return None;
         };
         match self.check_mmio(kind, mmio.gfn) {
             MmioCheck::Emulate if mmio_allows(paging, mmio.access, fault.code) => {
                 if let Some(stamp) = stamp.filter(|stamp| stamp.generation() == mmio.generation) {
-                    vcpu.mmio.fill(fault.address >> 12, mmio.gfn, fault.code.bits(), stamp);
+                    remembered.fill(fault.address >> 12, mmio.gfn, fault.code.bits(), stamp);
                 }
                 Some(self.emulate(self.mmio(mmio.gfn)))
             }

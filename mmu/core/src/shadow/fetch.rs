@@ -13,7 +13,7 @@
 //! If the entry still is the old one, the write has not reached memory, and whoever emulates it will come to the spte.
 
 use super::gpte::{ACCESSED, DIRTY, at};
-use super::sync::rights;
+use super::sync::{Source, rights};
 use super::unsync::Unsync;
 use super::walk::{GuestWalk, Paging};
 use super::{Shadow, memory};
@@ -83,9 +83,11 @@ impl<S: Stage2> Shadow<'_, S> {
                 Some(child) => child,
                 None => {
                     let below = level - 1;
-                    let role = child_role(paging, below, gva).with_access(walk.above[at(below)]);
-                    let child = self.page_for(walk.tables[at(below)], role);
-                    if self.changed(walk, level, place) {
+                    let above = walk.above(below, &paging.format);
+                    let role = child_role(paging, below, gva).with_access(above);
+                    let child = self.page_for(walk.table(below, &paging.format), role);
+                    let source = self.source(table);
+                    if self.changed(source.as_ref(), walk, level, place.index) {
                         return Fetched::Changed;
                     }
                     self.link(place, child);
@@ -95,7 +97,8 @@ impl<S: Stage2> Shadow<'_, S> {
             self.pages.touch(table);
             level -= 1;
         }
-        if walk.leaf > 0 && self.changed(walk, walk.leaf, place_of(table, level, gva)) {
+        let source = self.source(table);
+        if walk.leaf > 0 && self.changed(source.as_ref(), walk, walk.leaf, place_of(table, level, gva).index) {
             return Fetched::Changed;
         }
         // A large guest page on smaller host pages is split by direct pages.
@@ -113,6 +116,7 @@ impl<S: Stage2> Shadow<'_, S> {
             level -= 1;
         }
         let place = place_of(table, level, gva);
+        self.leaf_page = table;
         let fetched = match target {
             Target::Page(slot, host) => self.set_leaf(place, slot, host.access, map, walk.gfn, walk.access, wish),
             Target::Mmio(stamp) => {
@@ -120,8 +124,9 @@ impl<S: Stage2> Shadow<'_, S> {
                 Fetched::Mapped
             }
         };
-        if fetched == Fetched::Mapped && level == 1 && wish != Wish::Prefetch {
-            self.prefetch(place);
+        if fetched == Fetched::Mapped && level == 1 {
+            // The table of a page that is split is not the guest's.
+            self.prefetch(source.as_ref().filter(|_| walk.leaf == 1), place);
         }
         fetched
     }
@@ -151,11 +156,10 @@ impl<S: Stage2> Shadow<'_, S> {
     }
 
     /// Whether an entry of the walk is another one by now, but for its flags.
-    fn changed(&self, walk: &GuestWalk, level: u8, place: SptePlace) -> bool {
-        let Some(source) = self.source(place.table) else {
-            return true;
-        };
-        let now = self.entry(&source, place.index);
+    #[inline]
+    fn changed(&self, source: Option<&Source>, walk: &GuestWalk, level: u8, index: u16) -> bool {
+        let Some(source) = source else { return true };
+        let now = self.entry(source, index);
         (now ^ walk.gptes[at(level)]) & !(ACCESSED | DIRTY) != 0
     }
 

@@ -58,6 +58,20 @@ impl<'a, S: Stage2> GuestMemory<'a, S> {
         Some((slot, slot.frame_of(gfn)))
     }
 
+    /// The slot of a frame, also one that is going.
+    #[inline]
+    pub fn slot(&self, gfn: Gfn) -> Option<&'a Slot> {
+        match self.last.get() {
+            Some(slot) if slot.contains(gfn) => Some(slot),
+            Some(_) | None => self.slots.lookup(gfn),
+        }
+    }
+
+    /// The slot that was looked up last.
+    pub fn last(&self) -> Option<&'a Slot> {
+        self.last.get()
+    }
+
     /// The same for a write.
     ///
     /// # Errors

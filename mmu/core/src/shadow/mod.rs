@@ -8,6 +8,8 @@
 //! | what do the guest's tables say to an access?     | [`walk`]      |
 //! | which shadow pages are there?                    | [`pages`]     |
 //! | how do root registers and their writes work?     | [`roots`]     |
+//! | what does a fault find, in which order?          | [`fault`]     |
+//! | what do most faults come down to?                | [`usual`]     |
 //! | how does a fault extend the tables?              | [`fetch`]     |
 //! | which sptes are made before they are asked for?  | [`prefetch`]  |
 //! | when may a shadow page be older than its source? | [`unsync`]    |
@@ -32,6 +34,7 @@ mod sync;
 #[cfg(test)]
 mod tests;
 mod unsync;
+mod usual;
 pub mod walk;
 pub mod write;
 mod zap;
@@ -42,6 +45,7 @@ use crate::pte_list::{PteEntries, PteReserve};
 use crate::slots::{Slot, SlotTable};
 use crate::spte::{Leaf, Spte, SpteKind, Writable};
 use crate::stage2::{Stage2, Unflushed};
+use crate::sync::atomic::Ordering;
 use crate::table::{SptePlace, TableId, Tables};
 use core::cell::Cell;
 use pages::Pages;
@@ -61,6 +65,8 @@ pub(crate) struct Shadow<'a, S: Stage2> {
     pub(crate) dead: Option<TableId>,
     /// The slot that was looked up last: the next frame is most often in it too.
     pub(crate) last: Cell<Option<&'a Slot>>,
+    /// The page in which the last leaf was put.
+    pub(crate) leaf_page: TableId,
 }
 
 impl<'a, S: Stage2> Shadow<'a, S> {
@@ -116,12 +122,18 @@ impl<'a, S: Stage2> Shadow<'a, S> {
                 self.forget_leaf(place, leaf.level);
             }
             SpteKind::Table(child) => {
+                self.restructured();
                 self.removed.and(Unflushed::removed(1));
                 self.tables().get(child).parent_ptes().remove(self.entries(), place);
                 self.pages.get_mut(place.table).clear_child(place.index);
             }
             SpteKind::AccessTracked(leaf) => panic!("{place:?} is tracked without hardware's bits: {leaf:?}"),
         }
+    }
+
+    /// An spte does not point at its table any more, or a page is not to be used.
+    fn restructured(&self) {
+        self.mmu.structure.fetch_add(1, Ordering::Release);
     }
 
     fn forget_leaf(&mut self, place: SptePlace, level: PageLevel) {

@@ -24,13 +24,12 @@ impl<S: Stage2> Shadow<'_, S> {
     /// Fills the empty neighbours of `place`, an spte of level 1.
     // REQ: PF-2
     #[inline]
-    pub(super) fn prefetch(&mut self, place: SptePlace) {
+    pub(super) fn prefetch(&mut self, source: Option<&Source>, place: SptePlace) {
         let first = place.index / GROUP * GROUP;
-        let source = self.source(place.table);
         let words = self.tables().words(place.table);
         for index in first..first + GROUP {
             if words[index as usize & (ENTRIES - 1)].load(Ordering::Relaxed) == 0 {
-                self.prefetch_from(source.as_ref(), SptePlace { index, ..place });
+                self.prefetch_from(source, SptePlace { index, ..place });
             }
         }
     }

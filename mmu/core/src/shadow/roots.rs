@@ -5,12 +5,13 @@
 use super::gpte::pdpte_reserved;
 use super::memory::GuestMemory;
 use super::registers::{GeneralProtection, GuestCpu, GuestMode, Registers};
+use super::usual::LastPath;
 use super::walk::{GuestTables, Paging};
 use super::{Shadow, fetch, memory};
 use crate::fault::{FaultError, HostFault};
 use crate::locks::{Before, Held, InMmu};
 use crate::pte_list::PteReserve;
-use crate::slots::{SlotState, SlotTable};
+use crate::slots::{Slot, SlotState, SlotTable};
 use crate::spte::Format;
 use crate::stage2::{GpteSize, Resource, Stage2, Stage2Error, Unflushed};
 use crate::table::TableId;
@@ -64,6 +65,8 @@ pub struct VcpuPaging {
     roots: [Option<TableId>; 4],
     state: RootState,
     flush: LocalFlush,
+    /// The leaf page of the last fault below these roots.
+    pub(super) path: Option<LastPath>,
 }
 
 /// Whether the roots are those that the registers ask for.
@@ -88,6 +91,7 @@ impl VcpuPaging {
             roots: [None; 4],
             state: RootState::Stale,
             flush: LocalFlush::All,
+            path: None,
         }
     }
 
@@ -108,6 +112,7 @@ impl VcpuPaging {
     pub(super) fn reload(&mut self) {
         self.state = RootState::Stale;
         self.flush = LocalFlush::All;
+        self.path = None;
     }
 }
 
@@ -352,6 +357,19 @@ impl<S: Stage2> Mmu<S> {
         reserve: &mut PteReserve,
         work: impl FnOnce(&mut Shadow<'_, S>) -> R,
     ) -> R {
+        self.with_shadow_and(slots, None, held, reserve, work)
+    }
+
+    /// The same for one who has looked at a slot.
+    #[inline]
+    pub(super) fn with_shadow_and<P: Before<InMmu>, R>(
+        &self,
+        slots: &SlotTable,
+        last: Option<&Slot>,
+        held: &mut Held<P>,
+        reserve: &mut PteReserve,
+        work: impl FnOnce(&mut Shadow<'_, S>) -> R,
+    ) -> R {
         let mut guard = self.lock.write(held);
         let (tree, held) = guard.split();
         let mut shadow = Shadow {
@@ -362,7 +380,8 @@ impl<S: Stage2> Mmu<S> {
             reserve,
             removed: Unflushed::NOTHING,
             dead: None,
-            last: Cell::new(None),
+            last: Cell::new(last),
+            leaf_page: self.root(),
         };
         let result = work(&mut shadow);
         shadow.commit();
@@ -424,6 +443,7 @@ impl<S: Stage2> Shadow<'_, S> {
             }
         }
         state.state = RootState::Stale;
+        state.path = None;
     }
 
     /// The spte of one address catches up, if its page is unsync.

@@ -149,25 +149,55 @@ impl Paging {
     }
 }
 
-/// What a walk that succeeded found. Arrays are indexed by level; places outside `leaf..=top` are not used.
+/// What a walk that succeeded found.
 #[derive(Clone, Copy, Debug)]
 pub struct GuestWalk {
     /// The level at which it started; 0 without paging.
     pub top: u8,
     /// The level of the entry that maps the page.
     pub leaf: u8,
-    /// The guest's tables.
-    pub tables: [Gfn; LEVELS],
-    /// Their entries, with the flags that are set by now.
+    /// The highest level whose entry has no accessed flag yet; 0: all have it.
+    unused: u8,
+    /// The table at which it started.
+    root: Gfn,
+    /// Entries by level, with the flags that are set by now; those outside `leaf..=top` are not used.
     pub gptes: [u64; LEVELS],
-    /// What the entries above each table allow.
-    pub above: [PteAccess; LEVELS],
     /// What sptes for the page may allow ([`GpteFormat::leaf_access`]).
     pub access: PteAccess,
     /// The 4K frame of the address.
     pub gfn: Gfn,
     /// The address.
     pub gpa: Gpa,
+}
+
+impl GuestWalk {
+    /// Nothing is known yet.
+    pub(super) const NEW: Self = Self {
+        top: 0,
+        leaf: 0,
+        unused: 0,
+        root: Gfn::new(0),
+        gptes: [0; LEVELS],
+        access: PteAccess::ALL,
+        gfn: Gfn::new(0),
+        gpa: Gpa::new(0),
+    };
+
+    /// The guest's table of a level between `leaf` and `top`.
+    #[inline]
+    pub fn table(&self, level: u8, format: &GpteFormat) -> Gfn {
+        match level == self.top {
+            true => self.root,
+            false => format.table(self.gptes[at(level + 1)]),
+        }
+    }
+
+    /// What the entries above that table allow.
+    pub fn above(&self, level: u8, format: &GpteFormat) -> PteAccess {
+        (level + 1..=self.top).fold(PteAccess::ALL, |access, above| {
+            access & format.access(self.gptes[at(above)])
+        })
+    }
 }
 
 /// Why a walk did not succeed.
@@ -187,40 +217,49 @@ const RESTARTS: u32 = 8;
 /// # Errors
 /// See [`NoWalk`].
 // REQ: PF-1 (c), PF-2
-#[inline]
 pub fn walk(tables: &impl GuestTables, paging: &Paging, gva: u64, code: ErrorCode) -> Result<GuestWalk, NoWalk> {
+    let mut walk = GuestWalk::NEW;
+    walk_into(&mut walk, tables, paging, gva, code).map(|()| walk)
+}
+
+/// [`walk`], with its result in a place that the caller has.
+#[inline]
+pub(super) fn walk_into(
+    walk: &mut GuestWalk,
+    tables: &impl GuestTables,
+    paging: &Paging,
+    gva: u64,
+    code: ErrorCode,
+) -> Result<(), NoWalk> {
     for _ in 0..RESTARTS {
-        let mut walk = read(tables, paging, gva, code)?;
-        if mark(tables, paging, gva, code, &mut walk) {
-            return Ok(walk);
+        read(walk, tables, paging, gva, code)?;
+        if mark(walk, tables, paging, gva, code) {
+            return Ok(());
         }
     }
     Err(NoWalk::Retry)
 }
 
-/// The walk without setting anything: for those who only want to know.
-///
-/// # Errors
-/// A page fault.
-#[inline]
-pub fn read(tables: &impl GuestTables, paging: &Paging, gva: u64, code: ErrorCode) -> Result<GuestWalk, NoWalk> {
+/// The walk without setting anything.
+#[inline(always)]
+fn read(
+    walk: &mut GuestWalk,
+    tables: &impl GuestTables,
+    paging: &Paging,
+    gva: u64,
+    code: ErrorCode,
+) -> Result<(), NoWalk> {
     let fault = |reason| Err(NoWalk::Fault(paging.error_code(code, reason)));
-    let mut walk = GuestWalk {
-        top: paging.mode.top(),
-        leaf: paging.mode.top(),
-        tables: [Gfn::new(0); LEVELS],
-        gptes: [0; LEVELS],
-        above: [PteAccess::ALL; LEVELS],
-        access: PteAccess::ALL,
-        gfn: Gfn::new(gva >> 12),
-        gpa: Gpa::new(gva),
-    };
+    walk.top = paging.mode.top();
     if paging.mode == GuestMode::None {
-        return Ok(walk);
+        walk.gpa = Gpa::new(gva);
+        walk.gfn = walk.gpa.gfn();
+        return Ok(());
     }
     let Some(mut table) = paging.root(gva) else {
         return fault(ErrorCode::empty());
     };
+    (walk.root, walk.unused) = (table, 0);
     let format = &paging.format;
     let (bits, size) = (format.index_bits(), format.size());
     let mut access = PteAccess::ALL;
@@ -237,7 +276,11 @@ pub fn read(tables: &impl GuestTables, paging: &Paging, gva: u64, code: ErrorCod
         if format.is_reserved(level, gpte) {
             return fault(ErrorCode::P | ErrorCode::RSVD);
         }
-        (walk.tables[at(level)], walk.gptes[at(level)], walk.above[at(level)]) = (table, gpte, access);
+        walk.gptes[at(level)] = gpte;
+        if gpte & ACCESSED == 0 {
+            walk.unused = walk.unused.max(level);
+        }
+        let above = access;
         access &= format.access(gpte);
         if format.is_leaf(level, gpte) {
             if paging.forbids(access, code) {
@@ -247,7 +290,13 @@ pub fn read(tables: &impl GuestTables, paging: &Paging, gva: u64, code: ErrorCod
             walk.leaf = level;
             walk.gpa = Gpa::new((format.page(level, gpte).raw() << 12) | into);
             walk.gfn = walk.gpa.gfn();
-            return Ok(walk);
+            let after = if code.contains(ErrorCode::W) {
+                gpte | DIRTY
+            } else {
+                gpte
+            };
+            walk.access = format.leaf_access(above, after);
+            return Ok(());
         }
         table = format.table(gpte);
         level -= 1;
@@ -256,27 +305,27 @@ pub fn read(tables: &impl GuestTables, paging: &Paging, gva: u64, code: ErrorCod
 }
 
 /// Sets A on the way and D at its end; `false`: the tables have changed.
-fn mark(tables: &impl GuestTables, paging: &Paging, gva: u64, code: ErrorCode, walk: &mut GuestWalk) -> bool {
-    if walk.top == 0 {
+#[inline(always)]
+fn mark(walk: &mut GuestWalk, tables: &impl GuestTables, paging: &Paging, gva: u64, code: ErrorCode) -> bool {
+    let format = &paging.format;
+    let leaf = walk.gptes[at(walk.leaf)];
+    let dirty = if code.contains(ErrorCode::W) { DIRTY } else { 0 };
+    if walk.top == 0 || walk.unused == 0 && leaf | dirty == leaf {
         return true;
     }
-    let format = &paging.format;
-    let dirty = if code.contains(ErrorCode::W) { DIRTY } else { 0 };
-    for level in (walk.leaf..=walk.top).rev() {
+    for level in (walk.leaf..=walk.unused.max(walk.leaf)).rev() {
         let old = walk.gptes[at(level)];
         let new = old | ACCESSED | if level == walk.leaf { dirty } else { 0 };
         if new == old {
             continue;
         }
         let offset = format.offset(format.index(level, gva));
-        match tables.mark(walk.tables[at(level)], offset, format.size(), old, new) {
+        match tables.mark(walk.table(level, format), offset, format.size(), old, new) {
             Marked::Done => walk.gptes[at(level)] = new,
             Marked::Changed => return false,
             // The write itself is allowed all the same.
             Marked::ReadOnly => {}
         }
     }
-    let leaf = at(walk.leaf);
-    walk.access = format.leaf_access(walk.above[leaf], walk.gptes[leaf] | dirty);
     true
 }

@@ -35,6 +35,7 @@ impl<S: Stage2> Shadow<'_, S> {
         if role.invalid() {
             return;
         }
+        self.restructured();
         for index in 0..ENTRIES as u16 {
             if table.used() == 0 {
                 break;
@@ -149,6 +150,7 @@ impl<S: Stage2> Shadow<'_, S> {
     pub(crate) fn zap_all(&mut self) {
         let valid_gen = self.mmu.valid_gen() + 1;
         self.mmu.valid_gen.store(valid_gen, Ordering::Release);
+        self.restructured();
         self.removed.and(Unflushed::removed(1));
         self.mmu.trace.event(|| Event::ZapAll { valid_gen });
     }
@@ -256,6 +258,7 @@ impl<S: Stage2> Zap<'_, S> {
             removed: Unflushed::NOTHING,
             dead: None,
             last: Cell::new(None),
+            leaf_page: self.mmu.root(),
         };
         let result = work(&mut shadow);
         shadow.commit();

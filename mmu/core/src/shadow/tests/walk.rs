@@ -295,7 +295,13 @@ fn five_levels_and_pages_of_1g() {
     ]);
     let found = walk(&memory, &paging(five), gva, ErrorCode::empty()).unwrap();
     assert_eq!((found.gpa, found.leaf, found.top), (Gpa::new(0x1_d234_5678), 3, 5));
-    assert_eq!((found.tables[3], found.tables[5]), (Gfn::new(3), Gfn::new(1)));
+    assert_eq!(
+        (
+            found.table(3, &paging(five).format),
+            found.table(5, &paging(five).format)
+        ),
+        (Gfn::new(3), Gfn::new(1))
+    );
 }
 
 // REQ: EM-1

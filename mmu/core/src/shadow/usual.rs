@@ -1,0 +1,147 @@
+// SPDX-License-Identifier: MIT OR Apache-2.0
+//! What do most faults come down to? A 4K page below the shadow page of the fault before: only the last entry is walked,
+//! and only the leaf is made.
+//!
+//! A vCPU remembers the leaf page of its last fault, as a processor has a cache of directory entries. It is exact, where a
+//! processor's may be old: the upper tables are read-only to the guest, each write to them takes an spte away that points
+//! at a table, and any such change moves [`Mmu::structure`]. What it decides, the long way would decide as well; whatever
+//! is not usual is left to it.
+
+use super::Shadow;
+use super::fetch::{Fetched, Wish};
+use super::gpte::{ACCESSED, DIRTY, PRESENT};
+use super::memory::GuestMemory;
+use super::sync::Source;
+use super::walk::{GuestTables, GuestWalk, Marked, Paging};
+use crate::Mmu;
+use crate::fault::{ErrorCode, Fault, Outcome};
+use crate::locks::Held;
+use crate::role::PteAccess;
+use crate::slots::SlotState;
+use crate::stage2::{GuestAccess, Stage2};
+use crate::sync::atomic::Ordering;
+use crate::table::{ENTRIES, SptePlace, TableId};
+use crate::vcpu::Vcpu;
+use umbra_mmu_abi::{Gfn, PageLevel, SlotFlags};
+
+/// Faults until the long way is taken again, so that the pages above count as used.
+// REQ: SP-11
+const USES: u8 = 32;
+
+/// The way to the leaf page of the last fault.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct LastPath {
+    /// The 2M of linear addresses that the page translates.
+    region: u64,
+    /// [`Mmu::structure`] when it was found.
+    structure: u64,
+    uses: u8,
+    /// The page.
+    page: TableId,
+    /// The guest's table, and what the entries above it allow.
+    gfn: Gfn,
+    above: PteAccess,
+}
+
+impl LastPath {
+    /// After a walk that ended in a page of 4K below `page`. `structure` was read while mmu_lock was held.
+    pub(super) fn new(paging: &Paging, gva: u64, walk: &GuestWalk, page: TableId, structure: u64) -> Option<Self> {
+        (walk.leaf == 1).then(|| Self {
+            region: gva >> 21,
+            structure,
+            uses: USES,
+            page,
+            gfn: walk.table(1, &paging.format),
+            above: walk.above(1, &paging.format),
+        })
+    }
+}
+
+impl<S: Stage2> Mmu<S> {
+    /// Answers the fault if it is one of those. `None`: the long way; at most the guest's flags are set, as they will be.
+    // REQ: PF-1, PF-2, PF-3
+    #[inline(never)]
+    pub(super) fn shadow_usual(&self, vcpu: &mut Vcpu, fault: &Fault) -> Option<Outcome> {
+        let Vcpu { reserve, paging, .. } = vcpu;
+        let state = paging.as_mut()?;
+        let (paging, code) = (&state.paging, fault.code);
+        let gva = paging.linear(fault.address);
+        let path = state.path.as_mut()?;
+        let current = path.region == gva >> 21 && path.structure == self.structure.load(Ordering::Acquire);
+        if !current || path.uses == 0 {
+            return None;
+        }
+        path.uses -= 1;
+        let seq = self.invalidate.seq();
+        let mut held = Held::entry();
+        let mut section = self.slots.read(&mut held);
+        let (slots, held) = section.split();
+        // (c), (d): the last entry.
+        let memory = GuestMemory::new(self, slots);
+        let format = &paging.format;
+        let offset = format.offset(format.index(1, gva));
+        let old = memory.read(path.gfn, offset, format.size())?;
+        let allowed = path.above & format.access(old);
+        if old & PRESENT == 0 || format.is_reserved(1, old) || paging.forbids(allowed, code) {
+            return None;
+        }
+        let (wish, dirty) = match code.contains(ErrorCode::W) {
+            true => (Wish::Write, DIRTY),
+            false => (Wish::Read, 0),
+        };
+        let gpte = old | ACCESSED | dirty;
+        if gpte != old && memory.mark(path.gfn, offset, format.size(), old, gpte) != Marked::Done {
+            return None;
+        }
+        let access = format.leaf_access(path.above, gpte);
+        // (e)
+        let gfn = format.page(1, gpte);
+        let slot = memory.slot(gfn).filter(|slot| slot.state == SlotState::Live)?;
+        let writes = access.contains(PteAccess::WRITE) && !slot.flags.contains(SlotFlags::READONLY);
+        if !self.host.is_plain(slot.frame_of(gfn)) || wish == Wish::Write && !writes {
+            return None;
+        }
+        // (g)
+        let index = (gva >> 12) as u16 & (ENTRIES as u16 - 1);
+        let place = SptePlace {
+            table: path.page,
+            index,
+        };
+        let fetched = self.with_shadow_and(slots, memory.last(), held, reserve, |shadow| {
+            // Making room may have taken the page itself.
+            let ready = !self.invalidate.must_retry(seq, gfn)
+                && !self.invalidate.must_retry(seq, path.gfn)
+                && shadow.make_room()
+                && path.structure == self.structure.load(Ordering::Relaxed);
+            let source = shadow.source(path.page).filter(|_| ready)?;
+            if (shadow.entry(&source, index) ^ gpte) & !(ACCESSED | DIRTY) != 0 {
+                return None;
+            }
+            shadow.pages.tick();
+            shadow.pages.touch(path.page);
+            let fetched = shadow.set_leaf(place, slot, GuestAccess::All, PageLevel::K4, gfn, access, wish);
+            if fetched == Fetched::Mapped && shadow.next_is_used(&source, index) {
+                shadow.prefetch(Some(&source), place);
+            }
+            Some(fetched)
+        })?;
+        match fetched {
+            Fetched::Mapped => Some(self.resume()),
+            Fetched::WriteProtected => {
+                let gpa = umbra_mmu_abi::Gpa::new(gfn.gpa().raw() | gva & (PageLevel::K4.bytes() - 1));
+                Some(Outcome::EmulateTableWrite { gpa })
+            }
+            Fetched::Changed => None,
+        }
+    }
+}
+
+impl<S: Stage2> Shadow<'_, S> {
+    /// Whether prefetching pays: a guest that uses pages for the first time has no neighbours to offer.
+    #[inline]
+    fn next_is_used(&self, source: &Source, index: u16) -> bool {
+        const USED: u64 = PRESENT | ACCESSED;
+        let next = index ^ 1;
+        self.entry(source, next) & USED == USED
+    }
+}
