@@ -132,6 +132,8 @@ impl<S: Stage2> Shadow<'_, S> {
             // A leaf table that is written often becomes unsync.
             let page = self.pages.get_mut(id);
             page.write_flooding_count += 1;
+            // Whoever uses the table next shall be seen to use it.
+            self.restructured();
         }
         for index in sptes_of(role, gpa.offset()).into_iter().flatten() {
             let place = SptePlace { table: id, index };

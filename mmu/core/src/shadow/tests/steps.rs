@@ -166,7 +166,7 @@ fn a_root_in_use_is_not_evicted() {
 fn a_table_that_is_used_is_not_flooded() {
     let mut machine = machine();
     for i in 0..12 {
-        machine.write(0, 0x3000 + 8 * (i + 1), 0x20_0000 * (i + 1) | ALL | PS | A | D);
+        machine.write(0, 0x3000 + 8 * (i + 1), (0x20_0000 * (i + 1)) | ALL | PS | A | D);
         assert!(machine.shadowed(Gfn::new(3)), "after {i} writes");
         machine.read(0, 0x8_0000 + i * 0x8000);
     }
