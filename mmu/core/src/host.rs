@@ -134,6 +134,15 @@ pub enum HostView {
     Revoked,
 }
 
+/// A frame that is there, with all rights, as it was made.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum PlainFrame {
+    /// Of 4K.
+    Small,
+    /// Of 2M, and how many pages into it.
+    Large(u32),
+}
+
 /// Why the host's state did not change.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum HostError {
@@ -273,6 +282,20 @@ impl HostMemory {
         let chunk = (frame.page() + backing.pad) >> CHUNK_SHIFT;
         let word = backing.chunks[chunk as usize].load(Ordering::Acquire);
         word & !SMALL == 0 && backing.kind.access() == GuestAccess::All
+    }
+
+    /// The size of the frame behind a page, if nothing is special about it: it is there, with all rights, as it was made.
+    #[inline(always)]
+    pub fn plain(&self, frame: Frame) -> Option<PlainFrame> {
+        let backing = self.of(frame);
+        let at = frame.page() + backing.pad;
+        let word = backing.chunks[(at >> CHUNK_SHIFT) as usize].load(Ordering::Acquire);
+        match (word, backing.layout) {
+            _ if backing.kind.access() != GuestAccess::All => None,
+            (SMALL, _) => Some(PlainFrame::Small),
+            (0, HostLayout::Frames) => Some(PlainFrame::Large(at & (CHUNK - 1))),
+            _ => None,
+        }
     }
 
     /// The state of one page.

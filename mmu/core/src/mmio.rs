@@ -2,7 +2,7 @@
 //! Is what an MMIO spte says still true? The check of its generation, and how such an spte comes and goes.
 
 use crate::Mmu;
-use crate::fault::{Fault, Installed};
+use crate::fault::{Fault, FaultError, Installed, Outcome, Walk};
 use crate::generation::Stamp;
 use crate::locks::{Held, InMmu};
 use crate::spte::{Format, MmioAccess, MmioSpte, Spte, SpteKind};
@@ -41,35 +41,39 @@ pub fn check(kind: SpteKind, gfn: Gfn, slots: Option<Generation>) -> MmioCheck {
 impl<S: Stage2> Mmu<S> {
     /// What this vCPU remembers of its last MMIO access, if this is the same one and no slot has changed since.
     // REQ: GEN-7
-    #[inline]
-    pub(crate) fn remembered_mmio(&self, vcpu: &Vcpu, fault: &Fault) -> Option<Mmio> {
-        let stamp = self.generation.cacheable()?;
+    #[inline(always)]
+    pub(crate) fn remembered_mmio(&self, vcpu: &Vcpu, fault: &Fault, stamp: Stamp) -> Option<Mmio> {
         let gfn = vcpu.mmio.get(fault.address >> PAGE_SHIFT, fault.code.bits(), stamp)?;
-        Some(self.emulated_at(gfn, stamp))
+        Some(mmio_at(gfn, stamp))
     }
 
     /// Whether the spte at `gfn` is the very word that would be written there now: [`MmioCheck::Emulate`], at once.
     // REQ: GEN-4
-    #[inline]
-    pub(crate) fn fresh_mmio(&self, spte: Spte, gfn: Gfn, stamp: Option<Stamp>) -> Option<Mmio> {
-        let stamp = stamp?;
-        (spte == mmio_spte(gfn, stamp.generation())).then(|| self.emulated_at(gfn, stamp))
+    #[inline(always)]
+    pub(crate) fn fresh_mmio(&self, spte: Spte, gfn: Gfn, stamp: Stamp) -> Option<Mmio> {
+        (spte == mmio_spte(gfn, stamp.generation())).then(|| mmio_at(gfn, stamp))
     }
 
-    #[inline]
-    fn emulated_at(&self, gfn: Gfn, stamp: Stamp) -> Mmio {
-        let generation = stamp.generation();
+    /// The answer to a fault where cached knowledge holds.
+    #[inline(always)]
+    pub(crate) fn answer_cached(&self, mmio: Mmio) -> Result<Outcome, FaultError> {
+        match self.trace.is_on() {
+            false => Ok(self.emulate(mmio)),
+            true => self.answer_traced(mmio),
+        }
+    }
+
+    #[cold]
+    #[inline(never)]
+    fn answer_traced(&self, mmio: Mmio) -> Result<Outcome, FaultError> {
+        let Mmio { gfn, generation, .. } = mmio;
         self.trace.event(|| Event::CheckMmio {
             gfn,
             spte: generation,
             slots: generation,
             result: MmioCheck::Emulate,
         });
-        Mmio {
-            gfn,
-            generation,
-            readonly_slot: false,
-        }
+        Ok(self.emulate(mmio))
     }
 
     /// [`check`], traced.
@@ -110,19 +114,53 @@ impl<S: Stage2> Mmu<S> {
             Ok(found) => found,
             Err(blocked) => return Installed::Blocked(blocked),
         };
-        let new = mmio_spte(gfn, stamp.generation());
         match old.peek(Format::Ept, TableLevel::Pt as u8) {
             Ok(SpteKind::Empty | SpteKind::Mmio(_)) => {}
             Ok(SpteKind::Leaf(_) | SpteKind::AccessTracked(_)) => return Installed::Overtaken,
             Ok(SpteKind::Table(_)) | Err(_) => panic!("{place:?} holds {old:?}, which is no spte"),
         }
-        if self.tables.compare_exchange(place, old, new).is_err() {
-            return Installed::Overtaken;
+        match self.mark_mmio(held, place, old, gfn, stamp) {
+            true => Installed::Done,
+            false => Installed::Overtaken,
         }
-        self.tables.mark_mmio(held, place.table);
+    }
+
+    /// The same where a walk has found an MMIO spte of an earlier state of the slots; `None`: it is something else.
+    // REQ: GEN-4
+    #[inline]
+    pub(crate) fn replace_mmio(&self, held: &mut Held<InMmu>, walk: &Walk, gfn: Gfn, stamp: Stamp) -> Option<Mmio> {
+        let kind = walk.spte.peek(Format::Ept, walk.level as u8).ok()?;
+        match self.check_mmio(kind, gfn) {
+            MmioCheck::Invalid => {}
+            MmioCheck::Emulate | MmioCheck::Retry | MmioCheck::Bug => return None,
+        }
+        self.mark_mmio(held, walk.place, walk.spte, gfn, stamp)
+            .then(|| mmio_at(gfn, stamp))
+    }
+
+    /// Makes an spte that still is `old`, and no mapping, an MMIO spte.
+    #[inline]
+    fn mark_mmio(&self, held: &mut Held<InMmu>, place: SptePlace, old: Spte, gfn: Gfn, stamp: Stamp) -> bool {
         let generation = stamp.generation();
-        self.trace.event(|| Event::MarkMmio { gfn, generation });
-        Installed::Done
+        let done = self
+            .tables
+            .compare_exchange(place, old, mmio_spte(gfn, generation))
+            .is_ok();
+        if done {
+            self.tables.mark_mmio(held, place.table);
+            self.trace.event(|| Event::MarkMmio { gfn, generation });
+        }
+        done
+    }
+}
+
+#[inline(always)]
+fn mmio_at(gfn: Gfn, stamp: Stamp) -> Mmio {
+    let generation = stamp.generation();
+    Mmio {
+        gfn,
+        generation,
+        readonly_slot: false,
     }
 }
 

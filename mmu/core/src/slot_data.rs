@@ -44,6 +44,7 @@ impl SlotData {
         })
     }
 
+    #[inline(always)]
     fn level(&self, size: PageLevel) -> &LevelRmap {
         &self.levels[size as usize - 1]
     }
@@ -59,7 +60,7 @@ impl SlotData {
     }
 
     /// Adds an spte that maps `gfn` with a page of `size`, if there is no other; `false`: there is, and nothing was done.
-    #[inline]
+    #[inline(always)]
     pub fn add_only(&self, gfn: Gfn, size: PageLevel, place: SptePlace) -> bool {
         let level = self.level(size);
         let at = level.at(gfn);
@@ -254,7 +255,7 @@ impl LevelRmap {
         ControlFlow::Continue(())
     }
 
-    #[inline]
+    #[inline(always)]
     fn mark(&self, at: usize) {
         self.used.mark(at);
     }
@@ -294,8 +295,23 @@ impl UsedIndex {
         })
     }
 
-    #[inline]
+    #[inline(always)]
     fn mark(&self, at: usize) {
+        let word = &self.words[at / 64];
+        let others = word.load(Ordering::SeqCst);
+        // While others are marked, the bit above is set, or about to be set by one of them.
+        let beside = others != 0
+            && word
+                .compare_exchange(others, others | 1 << (at % 64), Ordering::SeqCst, Ordering::Relaxed)
+                .is_ok();
+        if !beside {
+            self.mark_first(at);
+        }
+    }
+
+    #[cold]
+    #[inline(never)]
+    fn mark_first(&self, at: usize) {
         set(&self.words[at / 64], at % 64);
         set(&self.above[at / 4096], at / 64 % 64);
     }

@@ -30,8 +30,9 @@ pub enum SlotState {
     Invalid,
 }
 
-/// A checked memslot.
+/// A checked memslot: one cache line.
 #[derive(Clone, Debug)]
+#[repr(align(64))]
 pub struct Slot {
     /// Its number.
     pub id: SlotId,
@@ -186,6 +187,10 @@ pub struct SlotTable {
     shares_frames: bool,
 }
 
+/// A guess where the next slot is found. It may be of another table.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct NearSlot(u32);
+
 /// Above every gfn.
 const NO_BASE: u64 = u64::MAX;
 const _: () = assert!(MAX_SLOTS.is_power_of_two());
@@ -206,6 +211,28 @@ impl SlotTable {
     // REQ: MEM-4
     #[inline]
     pub fn lookup(&self, gfn: Gfn) -> Option<&Slot> {
+        self.sorted.get(self.position(gfn)).filter(|slot| slot.contains(gfn))
+    }
+
+    /// The same for one who mostly looks for neighbours: `near` is where the last slot was (KVM: `last_used_slot`).
+    #[inline(always)]
+    pub fn lookup_near(&self, gfn: Gfn, near: &mut NearSlot) -> Option<&Slot> {
+        match self.sorted.get(near.0 as usize) {
+            Some(slot) if slot.contains(gfn) => Some(slot),
+            Some(_) | None => self.lookup_far(gfn, near),
+        }
+    }
+
+    #[cold]
+    #[inline(never)]
+    fn lookup_far(&self, gfn: Gfn, near: &mut NearSlot) -> Option<&Slot> {
+        near.0 = self.position(gfn) as u32;
+        self.lookup(gfn)
+    }
+
+    /// Where the last slot is that begins at `gfn` or before; 0 if there is none.
+    #[inline(always)]
+    fn position(&self, gfn: Gfn) -> usize {
         let mut at = 0;
         let mut bit = MAX_SLOTS / 2;
         while bit > 0 {
@@ -214,7 +241,7 @@ impl SlotTable {
             at = select_unpredictable(self.bases[right] <= gfn.raw(), right, at);
             bit /= 2;
         }
-        self.sorted.get(at).filter(|slot| slot.contains(gfn))
+        at
     }
 
     /// Fits the bases to the slots.

@@ -284,10 +284,26 @@ impl Spte {
         now & !left
     }
 
+    /// Whether a word of an EPT mirror is a leaf that is present; cheap.
+    #[inline(always)]
+    pub(crate) const fn is_leaf(self) -> bool {
+        ept::is_leaf(self.0)
+    }
+
     /// What a word of an EPT mirror says that is known to be a leaf, of this size.
     #[inline(always)]
     pub(crate) const fn known_leaf(self, level: PageLevel) -> Leaf {
         ept::known_leaf(self.0, level)
+    }
+
+    /// The same leaf with W, if it is one of an EPT mirror whose W may be set again without the lock; cheap.
+    // REQ: DT-2
+    #[inline(always)]
+    pub(crate) const fn with_write_restored(self) -> Option<Self> {
+        match ept::may_restore_write(self.0) {
+            true => Some(Self(self.0 | Self::WRITE)),
+            false => None,
+        }
     }
 
     /// W of a leaf, in both formats.

@@ -45,6 +45,11 @@ impl Frame {
     pub const fn page(self) -> u32 {
         (self.0 & (Self::PAGES - 1) as u64) as u32
     }
+    /// The page that is `pages` before this one in the same backing, which has it.
+    pub(crate) const fn before(self, pages: u32) -> Self {
+        debug_assert!(pages <= self.page());
+        Self(self.0 - pages as u64)
+    }
     pub(crate) const fn raw(self) -> u64 {
         self.0
     }

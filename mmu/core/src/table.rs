@@ -150,6 +150,11 @@ impl Table {
     pub fn role(&self) -> Role {
         Role::from_bits(self.role.load(Ordering::Relaxed))
     }
+    /// Whether it is for the entries of `level` from `gfn` on.
+    #[inline]
+    pub fn translates(&self, level: TableLevel, gfn: Gfn) -> bool {
+        self.gfn() == gfn && self.level.load(Ordering::Relaxed) == level as u32
+    }
     /// The level of its role.
     #[inline]
     pub fn level(&self) -> TableLevel {
@@ -176,14 +181,20 @@ impl Table {
     pub fn parent_ptes(&self) -> &PteList {
         &self.parent_ptes
     }
-    /// Hardware's table for it. MMIO sptes alone need none. Changes under the `effects` lock.
+    /// Hardware's table for it. MMIO sptes alone need none. Changes under the `effects` lock. Who sees it sees what the
+    /// table was made for, too.
     #[inline]
     pub fn handle(&self) -> Option<TableHandle> {
-        self.handle.get().map(TableHandle)
+        match self.handle.0.load(Ordering::Acquire) {
+            NONE => None,
+            some => Some(TableHandle(some)),
+        }
     }
     /// Changes [`Table::handle`].
     pub fn set_handle(&self, handle: Option<TableHandle>) {
-        self.handle.set(handle.map(|handle| handle.0));
+        self.handle
+            .0
+            .store(handle.map_or(NONE, |handle| handle.0), Ordering::Release);
     }
     /// Entries that are not empty.
     pub fn used(&self) -> u16 {
@@ -532,15 +543,24 @@ impl<W: TableWords> Tables<W> {
             .map_err(Spte::from_raw)
     }
 
-    /// Puts a leaf at an empty place; `false`: it is empty no more.
+    /// Replaces a leaf by another leaf, if it still is `old`: a word of the same kind, so that no count changes.
+    // REQ: DT-3
     #[inline(always)]
-    pub fn fill(&self, place: SptePlace, leaf: Spte) -> bool {
+    pub fn exchange_leaf(&self, place: SptePlace, old: Spte, new: Spte) -> bool {
+        self.word(place)
+            .compare_exchange(old.raw(), new.raw(), Ordering::AcqRel, Ordering::Relaxed)
+            .is_ok()
+    }
+
+    /// Puts a leaf at an empty place of `table`; `false`: it is empty no more.
+    #[inline(always)]
+    pub fn fill(&self, place: SptePlace, table: &Table, leaf: Spte) -> bool {
         let filled = self
             .word(place)
             .compare_exchange(0, leaf.raw(), Ordering::AcqRel, Ordering::Relaxed)
             .is_ok();
         if filled {
-            self.get(place.table).counts.fetch_add(1 + LEAF, Ordering::Relaxed);
+            table.counts.fetch_add(1 + LEAF, Ordering::Relaxed);
         }
         filled
     }

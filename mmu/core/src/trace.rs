@@ -90,6 +90,12 @@ impl Trace {
         *self.ring.lock() = Ring::default();
     }
 
+    /// Whether somebody wants events.
+    #[inline]
+    pub(crate) fn is_on(&self) -> bool {
+        self.on.load(Ordering::Relaxed)
+    }
+
     #[inline]
     pub(crate) fn event(&self, event: impl FnOnce() -> Event) {
         if self.on.load(Ordering::Relaxed) {

@@ -1,9 +1,11 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
 //! What does the MMU keep for one virtual processor? What only its own faults use, so that no lock is needed.
 
+use crate::fault::Near;
 use crate::generation::Stamp;
 use crate::pte_list::PteReserve;
 use crate::shadow::roots::VcpuPaging;
+use crate::slots::NearSlot;
 use crate::sync::{MAX_WALKERS, Walker};
 use crate::table::TableId;
 use umbra_mmu_abi::Gfn;
@@ -40,6 +42,9 @@ pub struct Vcpu {
     pub(crate) reserve: PteReserve,
     pub(crate) mmio: MmioCache,
     pub(crate) spurious: Spurious,
+    /// Where its last fault was: the next one is mostly a neighbour.
+    pub(crate) near: Near,
+    pub(crate) near_slot: NearSlot,
     /// In shadow mode: its registers and roots.
     pub(crate) paging: Option<VcpuPaging>,
 }
@@ -54,6 +59,8 @@ impl Vcpu {
             reserve: PteReserve::default(),
             mmio: MmioCache::EMPTY,
             spurious: Spurious::NONE,
+            near: Near::NOWHERE,
+            near_slot: NearSlot::default(),
             paging,
         }
     }

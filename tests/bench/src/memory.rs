@@ -2,9 +2,11 @@
 //! How much memory does the MMU need beside its tables? Counted by an allocator, with every page of a slot mapped.
 
 use crate::cases::fault;
+use crate::shadow::Setup;
 use stats_alloc::{INSTRUMENTED_SYSTEM, Region, StatsAlloc};
 use std::alloc::System;
 use umbra_mmu_abi::{Access, Backing, BackingId, Generation, Gfn, SlotFlags, SlotId};
+use umbra_mmu_core::fault::ErrorCode;
 use umbra_mmu_core::null::NullStage2;
 use umbra_mmu_core::stage2::BackingShape;
 use umbra_mmu_core::{Limits, Mmu};
@@ -42,4 +44,17 @@ pub fn ept_bytes_per_page() -> f64 {
     let change = region.change();
     let bytes = change.bytes_allocated - change.bytes_deallocated;
     (bytes - TABLES * TABLE_BYTES) as f64 / f64::from(PAGES)
+}
+
+/// The same in shadow mode, for a guest with 256 MiB that are mapped by its own tables.
+pub fn shadow_bytes_per_page() -> f64 {
+    const PAGES: u64 = 1 << 16;
+    let setup = Setup::new(PAGES, 0x67);
+    let tables = setup.tables();
+    let region = Region::new(ALLOCATOR);
+    let mut guest = setup.guest();
+    (8..PAGES).for_each(|page| guest.fault(page, ErrorCode::W));
+    let change = region.change();
+    let bytes = change.bytes_allocated - change.bytes_deallocated;
+    (bytes - tables * TABLE_BYTES) as f64 / PAGES as f64
 }

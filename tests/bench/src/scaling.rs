@@ -34,6 +34,15 @@ const MEMORY: &[(u64, &str)] = &[
     (1 << 24, "64 GiB"),
 ];
 
+/// The same for a guest with tables of its own.
+const SHADOWED: &[(u64, &str)] = &[
+    (1 << 10, "4 MiB"),
+    (1 << 12, "16 MiB"),
+    (1 << 14, "64 MiB"),
+    (1 << 16, "256 MiB"),
+    (1 << 17, "512 MiB"),
+];
+
 const CACHED: &[(u64, &str)] = &[(1, "1"), (1 << 6, "64"), (1 << 12, "4 096"), (1 << 16, "65 536")];
 
 const VCPUS: &[(u64, &str)] = &[(1, "1"), (2, "2"), (4, "4"), (8, "8")];
@@ -73,6 +82,13 @@ pub const GROWTH: &[Growth] = &[
         at: VCPUS,
         count: 8192,
         run: faults_of_vcpus,
+        slack: 16,
+    },
+    Growth {
+        name: "shadow fault, warm path, beside mapped memory",
+        at: SHADOWED,
+        count: 256,
+        run: crate::shadow::fault_beside,
         slack: 16,
     },
 ];

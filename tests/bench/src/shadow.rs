@@ -2,9 +2,8 @@
 //! What is measured in shadow mode? A 4-level guest whose page tables are warm; its memory and the MMU's tables are flat
 //! arrays, so that only the core counts.
 
-use crate::cases::Case;
-use crate::count::measured;
-use std::hint::black_box;
+use crate::cases::{Case, case};
+use crate::count::{answered, measured};
 use std::sync::atomic::{AtomicU64, Ordering};
 use umbra_mmu_abi::{Backing, BackingId, Generation, Gfn, PageLevel, SlotFlags, SlotId};
 use umbra_mmu_core::fault::{ErrorCode, Fault};
@@ -18,11 +17,9 @@ use umbra_mmu_core::table::HeapWords;
 use umbra_mmu_core::vcpu::Vcpu;
 use umbra_mmu_core::{Limits, Mmu, Mode};
 
-/// Guest memory: 64 MiB.
-const PAGES: u32 = 1 << 14;
 /// The guest's tables begin here; its page tables follow the three above them.
 const TABLES: u64 = 0x100;
-/// Pages that the guest maps, from [`GVA`] on, to the upper half of its memory in turn.
+/// Pages that the guest maps, from [`GVA`] on, to the end of its memory in turn.
 const MAPPED: u64 = 4096;
 const GVA: u64 = 1 << 39;
 
@@ -37,19 +34,16 @@ pub const CASES: &[Case] = &[
     ),
     case("shadow fault, first write to a mapped page", 700, 2048, first_write),
     case("shadow fault, leaf table becomes unsync", 900, 4, becomes_unsync),
+    case(
+        "write-protecting a page, 4096 at once, shadow mode",
+        20,
+        4000,
+        write_protect,
+    ),
     case("MMIO fault, cached in an spte, shadow mode", 120, 4000, mmio_in_spte),
 ];
 
-const fn case(name: &'static str, budget: u64, count: u64, run: fn(u64)) -> Case {
-    Case {
-        name,
-        budget,
-        count,
-        run,
-    }
-}
-
-/// The guest's memory.
+/// The guest's memory, as far as its tables reach.
 struct FlatRam(Vec<AtomicU64>);
 
 impl FlatRam {
@@ -121,72 +115,112 @@ impl Stage2 for NullShadow {
     }
 }
 
-struct Guest {
+/// A guest that runs.
+pub struct Guest {
     mmu: Mmu<NullShadow>,
     vcpu: Vcpu,
+    pages: u32,
 }
 
 /// A guest that has [`MAPPED`] pages, whose last-level entries have `flags`.
 fn guest(flags: u64) -> Guest {
-    let ram = FlatRam((0..PAGES as usize * 512).map(|_| AtomicU64::new(0)).collect());
-    let set =
-        |table: u64, index: u64, entry: u64| ram.0[(table * 512 + index) as usize].store(entry, Ordering::Relaxed);
-    set(TABLES, 1, (TABLES + 1) << 12 | 0x27);
-    set(TABLES + 1, 0, (TABLES + 2) << 12 | 0x27);
-    for page in 0..MAPPED {
-        set(TABLES + 2, page / 512, (TABLES + 3 + page / 512) << 12 | 0x27);
-        let frame = match page {
-            // The second page is a device's, the third the first page table itself.
-            1 => 0xfee00,
-            2 => TABLES + 3,
-            _ => PAGES as u64 / 2 + page,
-        };
-        set(TABLES + 3 + page / 512, page % 512, frame << 12 | flags);
+    Setup::new(MAPPED, flags).guest()
+}
+
+/// A guest before its MMU is made.
+pub struct Setup {
+    ram: FlatRam,
+    pages: u32,
+    tables: usize,
+}
+
+impl Setup {
+    /// One that maps so many pages.
+    pub fn new(mapped: u64, flags: u64) -> Self {
+        let tables = TABLES + 3 + mapped.div_ceil(512);
+        let pages = tables + mapped;
+        let ram = FlatRam((0..tables as usize * 512).map(|_| AtomicU64::new(0)).collect());
+        let set =
+            |table: u64, index: u64, entry: u64| ram.0[(table * 512 + index) as usize].store(entry, Ordering::Relaxed);
+        set(TABLES, 1, (TABLES + 1) << 12 | 0x27);
+        for page in 0..mapped {
+            let directory = TABLES + 2;
+            set(TABLES + 1, 0, directory << 12 | 0x27);
+            set(directory, page / 512, (TABLES + 3 + page / 512) << 12 | 0x27);
+            let frame = match page {
+                // The second page is a device's, the third the first page table itself.
+                1 => 0xf_ee00,
+                2 => TABLES + 3,
+                _ => tables + page,
+            };
+            set(TABLES + 3 + page / 512, page % 512, frame << 12 | flags);
+        }
+        Self {
+            ram,
+            pages: pages as u32,
+            tables: mapped.div_ceil(512) as usize + 16,
+        }
     }
-    let shape = BackingShape {
-        small_head: PAGES,
-        large: 0,
-        small_tail: 0,
-    };
-    let layout = ShadowLayout {
-        backing_shift: 24,
-        tables_base: 1 << 24,
-        maxphyaddr: 46,
-    };
-    let limits = Limits {
-        tables: 256,
-        rmap_entries: 1024,
-        first_generation: Generation(0),
-    };
-    let words = HeapWords::new(limits.tables).expect("memory for the tables");
-    let mmu = Mmu::with_ram(NullShadow, ram, words, Mode::Shadow(layout), vec![shape], &limits);
-    let mmu = mmu.expect("memory for the tables");
+
+    /// Tables that the MMU is given.
+    pub fn tables(&self) -> usize {
+        self.tables
+    }
+
+    /// Runs it.
+    pub fn guest(self) -> Guest {
+        let shape = BackingShape {
+            small_head: self.pages,
+            large: 0,
+            small_tail: 0,
+        };
+        let layout = ShadowLayout {
+            backing_shift: 24,
+            tables_base: 1 << 24,
+            maxphyaddr: 46,
+        };
+        let limits = Limits {
+            tables: self.tables,
+            rmap_entries: 1024,
+            first_generation: Generation(0),
+        };
+        let words = HeapWords::new(limits.tables).expect("memory for the tables");
+        let mmu = Mmu::with_ram(NullShadow, self.ram, words, Mode::Shadow(layout), vec![shape], &limits);
+        let mmu = mmu.expect("memory for the tables");
+        let pages = self.pages;
+        log(&mmu, pages, SlotFlags::empty());
+        let mut vcpu = mmu.add_vcpu().expect("a virtual processor");
+        let registers = Registers {
+            cr0: CR0_PE | CR0_PG | CR0_WP,
+            cr3: TABLES << 12,
+            cr4: CR4_PAE,
+            efer: EFER_LME | EFER_LMA | EFER_NXE,
+        };
+        mmu.restore_registers(&mut vcpu, registers)
+            .expect("registers that go together");
+        mmu.enter(&mut vcpu).expect("a root");
+        Guest { mmu, vcpu, pages }
+    }
+}
+
+/// Makes the guest's only slot, or changes its flags.
+fn log(mmu: &Mmu<NullShadow>, pages: u32, flags: SlotFlags) {
     let backing = Backing {
         id: BackingId(0),
         first_page: 0,
     };
-    mmu.set_slot(SlotId(0), Gfn::new(0), PAGES, backing, SlotFlags::empty())
+    mmu.set_slot(SlotId(0), Gfn::new(0), pages, backing, flags)
         .expect("a slot");
-    let mut vcpu = mmu.add_vcpu().expect("a virtual processor");
-    let registers = Registers {
-        cr0: CR0_PE | CR0_PG | CR0_WP,
-        cr3: TABLES << 12,
-        cr4: CR4_PAE,
-        efer: EFER_LME | EFER_LMA | EFER_NXE,
-    };
-    mmu.restore_registers(&mut vcpu, registers)
-        .expect("registers that go together");
-    mmu.enter(&mut vcpu).expect("a root");
-    Guest { mmu, vcpu }
 }
 
 impl Guest {
-    fn fault(&mut self, page: u64, code: ErrorCode) {
+    /// Faults on one of the pages that it maps.
+    pub fn fault(&mut self, page: u64, code: ErrorCode) {
         let fault = Fault {
             address: GVA + page * PageLevel::K4.bytes(),
             code,
         };
-        black_box(self.mmu.fault(&mut self.vcpu, &fault)).expect("an outcome");
+        assert!(answered(&self.mmu, &mut self.vcpu, &fault).is_ok());
     }
 }
 
@@ -249,4 +283,19 @@ fn mmio_in_spte(count: u64) {
             guest.fault(1, code | kind);
         }
     });
+}
+
+fn write_protect(_: u64) {
+    let mut guest = guest(0x67);
+    (8..MAPPED).for_each(|page| guest.fault(page, ErrorCode::W));
+    measured(|| log(&guest.mmu, guest.pages, SlotFlags::LOG_DIRTY));
+}
+
+/// Every page of a guest's is mapped, and then some more.
+pub fn fault_beside(mapped: u64, count: u64) {
+    let mut guest = Setup::new(mapped + 512, 0x7).guest();
+    (8..mapped).for_each(|page| guest.fault(page, ErrorCode::W));
+    // The table is there.
+    guest.fault(mapped + 511, ErrorCode::W);
+    measured(|| (0..count).for_each(|i| guest.fault(mapped + i, ErrorCode::W)));
 }

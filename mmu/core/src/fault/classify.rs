@@ -2,11 +2,13 @@
 //! What does the guest's fault find? A walk of the sptes, and what it means for this access.
 
 use crate::Mmu;
+use crate::generation::Stamp;
 use crate::mmio::MmioCheck;
 use crate::spte::{Format, Leaf, Spte, SpteKind, Writable};
 use crate::stage2::{Stage2, TableLevel};
-use crate::table::SptePlace;
-use umbra_mmu_abi::{Access, Gfn};
+use crate::sync::atomic::Ordering;
+use crate::table::{ENTRIES, SptePlace, Table, TableId};
+use umbra_mmu_abi::{Access, Gfn, Mmio};
 
 /// Where the walk from the root ended.
 #[derive(Clone, Copy, Debug)]
@@ -17,6 +19,39 @@ pub struct Walk {
     pub place: SptePlace,
     /// What is in it.
     pub spte: Spte,
+}
+
+/// The table in which a walk ended: the next one mostly ends there too (KVM has no such thing: its walk begins at the top
+/// each time).
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Near {
+    table: TableId,
+    level: TableLevel,
+    /// log2 of the frames under one entry.
+    shift: u32,
+    /// The first gfn that it translates.
+    first: Gfn,
+}
+
+impl Near {
+    /// No table: this one would begin beyond every gfn.
+    pub(crate) const NOWHERE: Self = Self {
+        table: TableId::from_raw(0),
+        level: TableLevel::Pt,
+        shift: 0,
+        first: Gfn::new(1 << 63),
+    };
+
+    /// The entry for `gfn`, if the table has one.
+    #[inline(always)]
+    fn place(&self, gfn: Gfn) -> Option<SptePlace> {
+        let index = gfn.raw().wrapping_sub(self.first.raw()) >> self.shift;
+        let table = self.table;
+        (index < ENTRIES as u64).then_some(SptePlace {
+            table,
+            index: index as u16,
+        })
+    }
 }
 
 pub(super) const LEVELS: [TableLevel; 4] = [TableLevel::Pt, TableLevel::Pd, TableLevel::Pdpt, TableLevel::Pml4];
@@ -61,6 +96,64 @@ impl<S: Stage2> Mmu<S> {
                 }
             }
         }
+    }
+
+    /// Where the walk may end, by the table in which the last one of this vCPU did. [`Mmu::is_near_current`] says whether it
+    /// does.
+    #[inline(always)]
+    pub(super) fn walk_near(&self, near: &mut Near, gfn: Gfn) -> Walk {
+        if let Some(place) = near.place(gfn) {
+            let spte = self.tables.read(place);
+            if spte.peek_table(Format::Ept).is_none() {
+                let level = near.level;
+                return Walk { level, place, spte };
+            }
+        }
+        self.walk_far(near, gfn)
+    }
+
+    /// Whether the walk from the root ends in this table, too. The caller is inside a walk, or holds mmu_lock.
+    ///
+    /// A table that hardware has is in a tree, and of the current generation it is in the current tree, where the walk from
+    /// the root finds it for what it was made for. It is not used for anything else before mmu_lock is left; nor before the
+    /// walk ends:
+    /// ```text
+    /// this walk                        who frees the table, and who takes it again
+    /// ---------                        --------------------------------------------
+    /// enter, fence                     hardware's table goes, and then
+    /// hardware's table?                retire: its epoch; fence: is everybody out who entered before?
+    /// made for this gfn?               made for another gfn, and then hardware's table
+    /// ```
+    /// Whoever is not waited for by the right side sees that hardware's table is gone; or that of the next use, and then
+    /// which gfn that is for.
+    #[inline(always)]
+    pub(super) fn is_near_current(&self, near: &Near, table: &Table) -> bool {
+        let linked = table.handle().is_some();
+        linked
+            && table.translates(near.level, near.first)
+            && table.valid_gen() == self.valid_gen.load(Ordering::Acquire)
+    }
+
+    /// An MMIO spte in the table where the last walk of this vCPU ended. Whether that still is the table for `gfn` does not
+    /// matter: the word names its frame and the state of the slots, and is true wherever it stands.
+    // REQ: GEN-4
+    #[inline(always)]
+    pub(super) fn near_mmio(&self, near: &Near, gfn: Gfn, stamp: Stamp) -> Option<Mmio> {
+        let spte = self.tables.read(near.place(gfn)?);
+        self.fresh_mmio(spte, gfn, stamp)
+    }
+
+    #[cold]
+    #[inline(never)]
+    fn walk_far(&self, near: &mut Near, gfn: Gfn) -> Walk {
+        let walk = self.walk(gfn);
+        *near = Near {
+            table: walk.place.table,
+            level: walk.level,
+            shift: walk.level.entry_shift(),
+            first: walk.level.base(gfn),
+        };
+        walk
     }
 
     /// What the spte at the end of the walk means for `access`.

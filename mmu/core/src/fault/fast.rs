@@ -39,7 +39,11 @@ impl<S: Stage2> Mmu<S> {
             Class::Spurious => self.spurious(held, spurious, fault).map(Some),
             Class::RestoreWrite(leaf) => {
                 let restored = match slots.lookup(gfn) {
-                    Some(slot) => self.restore_write(held, slot, walk, leaf, gfn),
+                    Some(slot) => {
+                        let writable = Writable::Now;
+                        let word = Spte::leaf(Format::Ept, Leaf { writable, ..leaf });
+                        self.restore_write(held, slot, walk, word, gfn)
+                    }
                     None => Ok(()),
                 };
                 self.restored(slots, held, walk, gfn, leaf, restored)
@@ -54,24 +58,20 @@ impl<S: Stage2> Mmu<S> {
         }
     }
 
-    /// Sets W again, if the spte is still the one that was looked at. Its table is not used for another gfn while the walk
+    /// Sets W again (`word`), if the spte is still the one that was looked at. Its table is not used for another gfn while the walk
     /// lasts, and the same word at the same place is the same frame: however often it was zapped and mapped again
     /// meanwhile, it may have W.
     // REQ: DT-2, DT-3
-    fn restore_write(
+    #[inline(always)]
+    pub(super) fn restore_write(
         &self,
         held: &mut Held<InSection>,
         slot: &Slot,
         walk: &Walk,
-        old: Leaf,
+        word: Spte,
         gfn: Gfn,
     ) -> Result<(), Stage2Error> {
-        let new = Leaf {
-            writable: Writable::Now,
-            ..old
-        };
-        let word = Spte::leaf(Format::Ept, new);
-        if self.tables.compare_exchange(walk.place, walk.spte, word).is_err() {
+        if !self.tables.exchange_leaf(walk.place, walk.spte, word) {
             // The guest comes back to whatever is there now.
             return Ok(());
         }
@@ -118,7 +118,7 @@ impl<S: Stage2> Mmu<S> {
     }
 
     /// The guest comes again; where the hardware refused, everybody forgets the leaf first.
-    fn restored(
+    pub(super) fn restored(
         &self,
         slots: &SlotTable,
         held: &mut Held<InSection>,
@@ -164,6 +164,7 @@ impl<S: Stage2> Mmu<S> {
 
 /// Logs a write where the slot wants that.
 // REQ: DT-1
+#[inline]
 fn log_write(slot: &Slot, gfn: Gfn) {
     if slot.flags.contains(SlotFlags::LOG_DIRTY) {
         slot.data.dirty.mark(gfn);

@@ -246,13 +246,16 @@ impl<S: Stage2> Mmu<S> {
     /// # Errors
     /// The hardware has no such mapping any more; neither does the spte from now on. The reverse map does: see
     /// [`Zap::lost`].
+    #[inline]
     pub(crate) fn converge(&self, stage2: &mut S, slot: &Slot, gfn: Gfn, place: SptePlace) -> Result<(), Stage2Error> {
         if self.is_obsolete(place.table) {
             return Ok(());
         }
-        let SpteKind::Leaf(leaf) = self.tables.kind(place) else {
+        let (spte, level) = (self.tables.read(place), self.tables.get(place.table).level());
+        let (true, Some(size)) = (spte.is_leaf(), level.page()) else {
             return Ok(());
         };
+        let leaf = spte.known_leaf(size);
         match stage2.protect(slot.id, gfn, &leaf) {
             Ok(removed) => {
                 stage2.flush(removed);

@@ -9,6 +9,7 @@ mod plan;
 mod tests;
 mod usual;
 
+pub(crate) use classify::Near;
 pub use classify::{Class, Walk};
 pub(crate) use install::{Blocked, Installed};
 pub use plan::MapPlan;
@@ -198,17 +199,22 @@ impl<S: Stage2> Mmu<S> {
         if let Mode::Shadow(_) = self.mode {
             return self.shadow_fault(vcpu, fault);
         }
-        // (a) MMIO, as this vCPU remembers it.
-        if let Some(mmio) = self.remembered_mmio(vcpu, fault) {
-            return Ok(self.emulate(mmio));
+        if let Some(stamp) = self.generation.cacheable() {
+            // (a) MMIO, as this vCPU remembers it.
+            if let Some(mmio) = self.remembered_mmio(vcpu, fault, stamp) {
+                return self.answer_cached(mmio);
+            }
+            // Or as the spte has it, if it is beside the last one.
+            if let Some(mmio) = self.near_mmio(&vcpu.near, fault.gfn(), stamp) {
+                vcpu.mmio
+                    .fill(fault.address >> PAGE_SHIFT, mmio.gfn, fault.code.bits(), stamp);
+                return self.answer_cached(mmio);
+            }
         }
-        match self.usual(vcpu, fault) {
-            Ok(None) => self.handle(vcpu, fault),
-            Ok(Some(outcome)) => Ok(outcome),
-            Err(error) => Err(error),
-        }
+        self.usual(vcpu, fault)
     }
 
+    /// The general way.
     #[cold]
     #[inline(never)]
     fn handle(&self, vcpu: &mut Vcpu, fault: &Fault) -> Result<Outcome, FaultError> {
@@ -257,10 +263,12 @@ impl<S: Stage2> Mmu<S> {
         let walk = self.walk(gfn);
         if !walk.spte.is_empty() {
             // (a) MMIO, as the spte has it: what is a reserved bit where hardware walks the tables.
-            if let (Some(mmio), Some(stamp)) = (self.fresh_mmio(walk.spte, gfn, stamp), stamp) {
+            if let Some(stamp) = stamp
+                && let Some(mmio) = self.fresh_mmio(walk.spte, gfn, stamp)
+            {
                 vcpu.mmio
                     .fill(fault.address >> PAGE_SHIFT, gfn, fault.code.bits(), stamp);
-                return Ok(Some(self.emulate(mmio)));
+                return self.answer_cached(mmio).map(Some);
             }
         }
         let mut section = self.slots.read(&mut held);
@@ -323,7 +331,7 @@ impl<S: Stage2> Mmu<S> {
             Ok(Installed::Done) => Ok(Some(self.resume())),
             Ok(Installed::Overtaken) => Ok(None),
             Ok(Installed::Blocked(blocked)) => self.unblock(slots, held, vcpu, &plan, blocked),
-            Err(error) => self.refused(slots, held, &plan, error),
+            Err(error) => self.refused(slots, held, (plan.slot, plan.at, plan.leaf.level), error),
         }
     }
 

@@ -2,7 +2,7 @@
 //! Which frame is behind a gfn, and with which leaf is it to be mapped? Decided on slots that do not change meanwhile.
 
 use super::{HostFault, HostNeed};
-use crate::host::{HostLayout, HostMemory, HostPage, HostView, SplitFor};
+use crate::host::{HostLayout, HostMemory, HostPage, HostView, PlainFrame, SplitFor};
 use crate::resize::Resize;
 use crate::slots::{Slot, SlotState};
 use crate::spte::{Leaf, Rights, Writable};
@@ -58,7 +58,7 @@ impl MapPlan<'_> {
 
 /// The leaf for `gfn`, if the slot is live and allows the access, and the host has the frame.
 // REQ: MEM-5, MEM-6, HOST-1
-#[inline(always)]
+#[inline]
 pub(super) fn find_frame<'a>(slot: &'a Slot, host: &HostMemory, gfn: Gfn, access: Access) -> Backed<'a> {
     if slot.state == SlotState::Invalid {
         return Backed::Dying;
@@ -77,6 +77,35 @@ pub(super) fn find_frame<'a>(slot: &'a Slot, host: &HostMemory, gfn: Gfn, access
         }
         other => find_unusual(slot, gfn, access, other),
     }
+}
+
+/// The leaf for `gfn` where nothing is special: a slot that is in use and has no flags, and a frame with all rights, which
+/// fits as it is. As [`find_frame`] would make it, for any access.
+// REQ: MEM-5, MEM-6, HOST-1
+#[inline(always)]
+pub(super) fn find_usual<'a>(slot: &'a Slot, host: &HostMemory, gfn: Gfn) -> Option<MapPlan<'a>> {
+    if slot.state != SlotState::Live || !slot.flags.is_empty() {
+        return None;
+    }
+    let page = slot.frame_of(gfn);
+    let (at, frame, level) = match host.plain(page)? {
+        PlainFrame::Small => (gfn, page, PageLevel::K4),
+        PlainFrame::Large(into) => {
+            let at = gfn.align_down(PageLevel::M2);
+            if gfn.raw() - at.raw() != u64::from(into) || !slot.data.large.allows(PageLevel::M2, gfn) {
+                return None;
+            }
+            (at, page.before(into), PageLevel::M2)
+        }
+    };
+    let leaf = Leaf {
+        frame,
+        level,
+        writable: Writable::Now,
+        rights: Rights::ALL,
+    };
+    let logs = None;
+    Some(MapPlan { slot, at, leaf, logs })
 }
 
 /// W of the leaf; `None`: the write is not allowed.

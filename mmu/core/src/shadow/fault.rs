@@ -39,8 +39,10 @@ impl<S: Stage2> Mmu<S> {
     #[inline(never)]
     pub(crate) fn shadow_fault(&self, vcpu: &mut Vcpu, fault: &Fault) -> Result<Outcome, FaultError> {
         // (a) MMIO, as this vCPU remembers it.
-        if let Some(mmio) = self.remembered_mmio(vcpu, fault) {
-            return Ok(self.emulate(mmio));
+        if let Some(stamp) = self.generation.cacheable()
+            && let Some(mmio) = self.remembered_mmio(vcpu, fault, stamp)
+        {
+            return self.answer_cached(mmio);
         }
         if !fault.code.contains(ErrorCode::RSVD)
             && let Some(outcome) = self.shadow_usual(vcpu, fault)

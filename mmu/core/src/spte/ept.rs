@@ -114,6 +114,18 @@ pub(super) const fn is_frame(word: u64) -> bool {
     word & AD_DISABLED != 0 && word & MMIO_TAG != MMIO_TAG
 }
 
+#[inline(always)]
+pub(super) const fn is_leaf(word: u64) -> bool {
+    // Of the kinds that bit 52 is set in, the leaf alone has R and no tag.
+    word & (AD_DISABLED | READ | MMIO_TAG) == AD_DISABLED | READ
+}
+
+#[inline(always)]
+pub(super) const fn may_restore_write(word: u64) -> bool {
+    const RESTORABLE: u64 = AD_DISABLED | READ | MMU_WRITABLE;
+    word & (RESTORABLE | WRITE | MMIO_TAG) == RESTORABLE
+}
+
 #[inline]
 pub(super) const fn peek_table(word: u64) -> Option<TableId> {
     match word & (MMIO_TAG | AD_DISABLED | READ) == READ {
