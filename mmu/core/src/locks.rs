@@ -3,13 +3,12 @@
 //!
 //! ```text
 //! slots_lock ──────────▶ slots_arch_lock ─┐
-//!     │                        ▲          ├─▶ mmu_lock ────▶ MmuLeaf: tdp_mmu_pages, mmu_unsync_pages, pte_entries
-//!     ▼                        │          │       │                          │
-//! read-side section (srcu) ────┴──────────┤       ▼                          ▼
-//! active invalidation ─▶ its section ─────┴─▶ FreeLeaf: effects, ... ─▶ LastLeaf: trace
+//!     │                        ▲          │
+//!     ▼                        │          ├─▶ mmu_lock ─▶ FreeLeaf: effects, the lists of tables ─▶ LastLeaf: trace
+//! read-side section (srcu) ────┴──────────┤
+//! active invalidation ─▶ its section ─────┘
 //! ```
-//! Every lock may be skipped but one: an `MmuLeaf` is taken inside `mmu_lock` only. No leaf lock is taken inside a leaf
-//! lock, but for the trace's.
+//! Every lock may be skipped. No leaf lock is taken inside a leaf lock, but for the last.
 //! A slot change waits for the readers of the table before (srcu), and for active invalidations: neither of those may
 //! take `slots_lock`, and only the first may take `slots_arch_lock`, which is left before the readers are waited for.
 //!
@@ -19,9 +18,9 @@
 //! and `Held` has no size.
 //!
 //! ```
-//! use umbra_mmu_core::locks::{Held, LeafLock, MmuLeaf, MmuLock, SlotsArchLock, SlotsLock, Srcu};
+//! use umbra_mmu_core::locks::{Held, LeafLock, MmuLock, SlotsArchLock, SlotsLock, Srcu};
 //! let (slots_lock, arch, srcu) = (SlotsLock::new(0), SlotsArchLock::new(()), Srcu::new([1], [1]));
-//! let (mmu_lock, pages, effects) = (MmuLock::new(7), LeafLock::<_, MmuLeaf>::new(3), LeafLock::<_>::new(0));
+//! let (mmu_lock, pages, effects) = (MmuLock::new(7), LeafLock::<_>::new(3), LeafLock::<_>::new(0));
 //!
 //! // A fault: slots are read, mmu_lock is read, one leaf after the other.
 //! let mut held = Held::entry();
@@ -78,13 +77,6 @@
 //! # let mut held = Held::entry();
 //! let mut guard = one.lock(&mut held);
 //! other.lock(guard.held());
-//! ```
-//! A leaf of sptes without `mmu_lock`:
-//! ```compile_fail,E0277
-//! # use umbra_mmu_core::locks::*;
-//! # let pages = LeafLock::<_, MmuLeaf>::new(());
-//! # let mut held = Held::entry();
-//! pages.lock(&mut held);
 //! ```
 //! `mmu_lock` twice, and `slots_lock` inside it:
 //! ```compile_fail,E0277
@@ -156,9 +148,7 @@ places! {
     /// Inside a read-side section, between start and end of an invalidation.
     InvalidatingSection before [InMmu, FreeLeaf, LastLeaf];
     /// Inside `mmu_lock`, for reading or writing.
-    InMmu before [MmuLeaf, FreeLeaf, LastLeaf];
-    /// Inside a leaf lock that is taken inside `mmu_lock` only.
-    MmuLeaf before [LastLeaf];
+    InMmu before [FreeLeaf, LastLeaf];
     /// Inside a leaf lock that needs no other lock.
     FreeLeaf before [LastLeaf];
     /// Inside the last lock of all.
@@ -202,13 +192,6 @@ impl Held<Unlocked> {
         Held::NEW
     }
 }
-
-/// Proof that `mmu_lock` is held: sptes and what is known about their tables may change.
-pub trait HoldsMmu: sealed::Sealed {}
-impl sealed::Sealed for Held<InMmu> {}
-impl HoldsMmu for Held<InMmu> {}
-impl sealed::Sealed for MmuWrite {}
-impl HoldsMmu for MmuWrite {}
 
 /// Proof that `mmu_lock` is held for writing: nobody else changes anything, but for the lock-free repairs of faults.
 #[derive(Debug)]
@@ -413,8 +396,7 @@ impl<T> MmuLock<T> {
     }
 }
 
-/// A leaf lock. `K` says where it may be taken: [`FreeLeaf`] anywhere but inside a leaf lock, [`MmuLeaf`] inside `mmu_lock`
-/// only, [`LastLeaf`] inside other leaf locks too.
+/// A leaf lock. `K` says where it may be taken: [`FreeLeaf`] anywhere but inside a leaf lock, [`LastLeaf`] there too.
 #[derive(Debug)]
 pub struct LeafLock<T, K: Place = FreeLeaf> {
     lock: Mutex<T>,
