@@ -28,19 +28,19 @@ pub const CASES: &[Case] = &[
     case("shadow fault, warm path", 700, 2048, warm_fault),
     case(
         "shadow fault, warm path, 7 neighbours prefetched",
-        2800,
+        5000,
         512,
         prefetching_fault,
     ),
-    case("shadow fault, first write to a mapped page", 700, 2048, first_write),
-    case("shadow fault, leaf table becomes unsync", 900, 4, becomes_unsync),
+    case("shadow fault, first write to a mapped page", 1700, 2048, first_write),
+    case("shadow fault, leaf table becomes unsync", 2300, 4, becomes_unsync),
     case(
         "write-protecting a page, 4096 at once, shadow mode",
         20,
         4000,
         write_protect,
     ),
-    case("MMIO fault, cached in an spte, shadow mode", 120, 4000, mmio_in_spte),
+    case("MMIO fault, cached in an spte, shadow mode", 380, 4000, mmio_in_spte),
 ];
 
 /// The guest's memory, as far as its tables reach.
