@@ -114,6 +114,17 @@ struct Effect {
     before: Option<(u64, Page, u64)>,
     /// The frames that are written, changed by it or not.
     written: Vec<u64>,
+    /// The frames that may have been written without a change.
+    begun: Vec<u64>,
+}
+
+/// What is done about an entry that cannot be written.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Refusal {
+    /// Its flags stay as they are.
+    Unseen,
+    /// The vmm is told.
+    Told,
 }
 
 /// How the flags of a walk were set.
@@ -299,6 +310,9 @@ impl Guest {
         for gfn in effect.written {
             self.memory.log(gfn);
         }
+        for gfn in effect.begun {
+            self.memory.log_begun(gfn);
+        }
         if let Seen::Fault { .. } = seen {
             // Section 4.10.4.1: a page fault forgets the address.
             self.cpus[vcpu as usize].flushed_pages.insert(gva >> 12, now);
@@ -319,7 +333,7 @@ impl Guest {
         let mut others = Effect::default();
         let begun = walks.iter().filter(|walk| matches!(walk.end, End::Page { .. }));
         for walk in begun.filter(|_| walks.len() > 1) {
-            let _: Result<Flags, _> = self.flag(&mut others, walk, op, seen, context.entry_bytes);
+            let _: Result<Flags, _> = self.flag(&mut others, walk, op, seen, (context.entry_bytes, Refusal::Unseen));
         }
         // Where other walks lead nothing is written.
         let leads = |walk: &Walk| match walk.end {
@@ -330,8 +344,8 @@ impl Guest {
             1 => Vec::new(),
             _ => walks.iter().filter_map(leads).collect(),
         };
-        let mut explain = |walk: &Walk| {
-            let mut effect = self.expected(walk, context, op, seen)?;
+        let mut explain_as = |walk: &Walk, refusal: Refusal| {
+            let mut effect = self.expected(walk, context, op, seen, refusal)?;
             for (gpa, page, value) in &others.words {
                 let flags = real(*page, *gpa) & value & !self.memory.word(*page, *gpa);
                 let at = effect.find(*page, *gpa);
@@ -347,7 +361,16 @@ impl Guest {
             let same = words.all(|(gpa, page, value)| real(*page, *gpa) == *value);
             same.then_some(effect).ok_or("memory is different")
         };
-        if let Some(effect) = walks.iter().find_map(|walk| explain(walk).ok()) {
+        let mut explain = |walk: &Walk| explain_as(walk, Refusal::Unseen).or_else(|_| explain_as(walk, Refusal::Told));
+        let mut found: Option<Effect> = None;
+        for effect in walks.iter().filter_map(|walk| explain(walk).ok()) {
+            match &mut found {
+                None => found = Some(effect),
+                // A write of what was there already could have gone to either place.
+                Some(found) => found.written.retain(|gfn| effect.written.contains(gfn)),
+            }
+        }
+        if let Some(effect) = found {
             return Ok(effect);
         }
         let mut text = format!("{seen:x?} is not right:");
@@ -369,6 +392,7 @@ impl Guest {
         }: Context,
         op: Op,
         seen: Seen,
+        refusal: Refusal,
     ) -> Result<Effect, &'static str> {
         let mut effect = Effect::default();
         // A table without memory: its entries are all ones, or the vmm learns that there is none.
@@ -394,7 +418,7 @@ impl Guest {
             }
             End::NoMemory { .. } => unreachable!("a read that nobody answers gives all ones"),
             End::Page { gpa } => {
-                let flags = self.flag(&mut effect, walk, op, seen, entry_bytes)?;
+                let flags = self.flag(&mut effect, walk, op, seen, (entry_bytes, refusal))?;
                 match (self.memory.slot_at(gpa >> 12), op) {
                     _ if flags == Flags::Refused => {}
                     (None, _) => self.is_mmio(seen, gpa, false)?,
@@ -443,7 +467,7 @@ impl Guest {
         walk: &Walk,
         op: Op,
         seen: Seen,
-        entry_bytes: u8,
+        (entry_bytes, refusal): (u8, Refusal),
     ) -> Result<Flags, &'static str> {
         const DIRTY: u64 = 0x40;
         let last = walk.used().len().wrapping_sub(1);
@@ -459,13 +483,21 @@ impl Guest {
             let current = self.memory.word(page, used.gpa) >> shift & mask == used.value;
             if current && !slot.readonly() {
                 let flags = (flagged.value ^ used.value) << shift;
-                effect.set(&self.memory, used.gpa, page, |word| word | flags);
-                if flags != 0 {
-                    effect.written.push(used.gpa >> 12);
+                let mut before = 0;
+                effect.set(&self.memory, used.gpa, page, |word| {
+                    before = word;
+                    word | flags
+                });
+                match flags & !before {
+                    // Already set, through another entry of this walk that is in the same place.
+                    0 if flags != 0 => effect.begun.push(used.gpa >> 12),
+                    0 => {}
+                    _ => effect.written.push(used.gpa >> 12),
                 }
             } else {
                 // Where an entry cannot be written the vmm may get to see it; those above have their flags by then.
-                if flagged.value != used.value && self.is_mmio(seen, used.gpa, true).is_ok() {
+                let told = refusal == Refusal::Told && flagged.value != used.value;
+                if told && self.is_mmio(seen, used.gpa, true).is_ok() {
                     return Ok(Flags::Refused);
                 }
                 if !current && at == last && op.kind() == Kind::Write && used.value & DIRTY == 0 {
