@@ -101,16 +101,14 @@ impl<S: Stage2> Shadow<'_, S> {
         if walk.leaf > 0 && self.changed(source.as_ref(), walk, walk.leaf, place_of(table, level, gva).index) {
             return Fetched::Changed;
         }
-        // A large guest page on smaller host pages is split by direct pages.
-        // REQ: LP-1
+        // A large guest page on smaller host pages is split by direct pages. What the supervisor writes to with cr0.wp=0 has
+        // pages of its own: those of the guest's rights are found again when the dirty bit is clear.
+        // REQ: LP-1, PF-4
+        let access = granted(&paging.role, walk.access, wish);
         while level > map as u8 {
             let place = place_of(table, level, gva);
             let base = walk.gfn.raw() >> ((level - 1) * 9) << ((level - 1) * 9);
-            let role = paging
-                .role
-                .with_level(level - 1)
-                .with_direct(true)
-                .with_access(walk.access);
+            let role = paging.role.with_level(level - 1).with_direct(true).with_access(access);
             table = self.direct_below(place, Gfn::new(base), role);
             self.pages.touch(table);
             level -= 1;
@@ -281,18 +279,7 @@ impl<S: Stage2> Shadow<'_, S> {
         wish: Wish,
     ) -> Fetched {
         let role = self.tables().get(place.table).role();
-        let access = if wish == Wish::Write && !access.contains(PteAccess::WRITE) {
-            // cr0.wp=0: the supervisor writes to a read-only page, and gets one that is its own: user mode faults there,
-            // and is given the other kind. It must not fetch from what is no user page any more, where SMEP binds it.
-            debug_assert!(!role.cr0_wp());
-            let kernel = (access | PteAccess::WRITE).difference(PteAccess::USER);
-            match role.smep_andnot_wp() && access.contains(PteAccess::USER) {
-                true => kernel.difference(PteAccess::EXEC),
-                false => kernel,
-            }
-        } else {
-            access
-        };
+        let access = granted(&role, access, wish);
         let host_writable = host == GuestAccess::All && !slot.flags.contains(SlotFlags::READONLY);
         let logged = slot.flags.contains(SlotFlags::LOG_DIRTY);
         let unsync = if wish == Wish::Prefetch {
@@ -404,4 +391,21 @@ pub(super) fn child_role(paging: &Paging, level: u8, gva: u64) -> Role {
         (false, _) => (gva >> 30) as u8 & 3,
     };
     paging.role.with_level(level).with_direct(false).with_quadrant(quadrant)
+}
+
+/// What an spte allows for an access that the guest's entries allow.
+// REQ: PF-4
+#[inline]
+fn granted(role: &Role, access: PteAccess, wish: Wish) -> PteAccess {
+    if wish != Wish::Write || access.contains(PteAccess::WRITE) {
+        return access;
+    }
+    // cr0.wp=0: the supervisor writes to a read-only page, and gets one that is its own: user mode faults there, and is
+    // given the other kind. It must not fetch from what is no user page any more, where SMEP binds it.
+    debug_assert!(!role.cr0_wp());
+    let kernel = (access | PteAccess::WRITE).difference(PteAccess::USER);
+    match role.smep_andnot_wp() && access.contains(PteAccess::USER) {
+        true => kernel.difference(PteAccess::EXEC),
+        false => kernel,
+    }
 }
