@@ -13,7 +13,7 @@ use umbra_model::world::MAXPHYADDR;
 
 /// Any mode.
 pub fn mode(bytes: &mut Bytes<'_>) -> Mode {
-    Mode::ALL[bytes.below(5)]
+    Mode::ALL[bytes.below(Mode::ALL.len())]
 }
 
 /// A machine of `mode`. Few processors and tables, so that they meet and run out.
