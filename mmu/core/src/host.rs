@@ -271,6 +271,11 @@ impl HostMemory {
                 level: PageLevel::K4,
                 access: backing.kind.access(),
             }),
+            0 if backing.layout == HostLayout::Frames => HostView::Page(HostPage {
+                first: Frame::of_checked(frame.backing(), (chunk << CHUNK_SHIFT) - backing.pad),
+                level: PageLevel::M2,
+                access: backing.kind.access(),
+            }),
             word => backing.page(frame, word),
         }
     }

@@ -172,6 +172,15 @@ impl Slot {
         (frame.backing() == self.backing.id && into < self.npages).then(|| self.gfn_of_page(frame.page()))
     }
 
+    /// The host's page, if an spte may map all of it: [`Slot::largest_page`], for the usual case.
+    // REQ: LP-2
+    #[inline(always)]
+    pub(crate) fn whole_page(&self, gfn: Gfn, host: &HostPage) -> Option<(Gfn, Frame, PageLevel)> {
+        let at = gfn.align_down(host.level);
+        let whole = at >= self.base && self.frame_of(at) == host.first && self.data.large.allows(host.level, gfn);
+        whole.then_some((at, host.first, host.level))
+    }
+
     fn gfn_of_page(&self, page: u32) -> Gfn {
         Gfn::new(self.base.raw() + (page - self.backing.first_page) as u64)
     }
@@ -400,6 +409,57 @@ mod tests {
             }
             for gfn in [0xffff, GFN_LIMIT - 1, GFN_LIMIT, u64::MAX >> 1] {
                 assert!(table.lookup(Gfn::new(gfn)).is_none());
+            }
+        }
+    }
+
+    // REQ: LP-1, LP-2: every size of the host's page and of what is asked for, for slots that begin and end everywhere around
+    // large pages, and frames that lie as far into theirs as the gfn does, or not.
+    #[test]
+    fn a_page_is_as_large_as_host_guest_and_slot_allow() {
+        let giant = PageLevel::G1.frames();
+        let large = PageLevel::M2.frames();
+        let ends = [0, 1, large, giant, giant + large];
+        for (base, first_page) in ends.into_iter().flat_map(|base| ends.map(|first| (base, first as u32))) {
+            let npages = 2 * giant + large + 3;
+            let slot = Slot {
+                backing: Backing {
+                    id: BackingId(0),
+                    first_page,
+                },
+                ..slot(0, base, npages as u32)
+            };
+            for gfn in
+                [0, 1, large - 1, large, giant - 1, giant, giant + large, 2 * giant].map(|more| Gfn::new(base + more))
+            {
+                for (level, most) in PageLevel::ALL
+                    .into_iter()
+                    .flat_map(|level| PageLevel::ALL.map(|most| (level, most)))
+                {
+                    let frame = slot.frame_of(gfn);
+                    let into = frame.page() & (level.frames() as u32 - 1);
+                    let host = HostPage {
+                        first: Frame::of_checked(BackingId(0), frame.page() - into),
+                        level,
+                        access: GuestAccess::All,
+                    };
+                    let fits = |size: &PageLevel| {
+                        let at = gfn.align_down(*size).raw();
+                        let inside = base <= at && at + size.frames() <= base + npages;
+                        let same = (u64::from(first_page) + at)
+                            .wrapping_sub(base)
+                            .is_multiple_of(size.frames());
+                        *size == PageLevel::K4 || *size <= level && *size <= most && inside && same
+                    };
+                    let wanted = PageLevel::ALL.into_iter().rfind(fits).unwrap();
+                    let found = slot.largest_page(gfn, &host, most);
+                    let at = gfn.align_down(wanted);
+                    assert_eq!(
+                        found,
+                        (at, slot.frame_of(at), wanted),
+                        "{base:#x} {first_page:#x} {gfn} {level:?} {most:?}"
+                    );
+                }
             }
         }
     }

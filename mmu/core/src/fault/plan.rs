@@ -73,6 +73,9 @@ pub(super) fn find_frame<'a>(slot: &'a Slot, host: &HostMemory, gfn: Gfn, access
                 let logs = (logs && access == Access::Write).then_some((gfn, PageLevel::K4));
                 return frame(slot, (gfn, slot.frame_of(gfn), PageLevel::K4), writable, logs);
             }
+            if let Some(mapped) = slot.whole_page(gfn, &page).filter(|_| !logs) {
+                return frame(slot, mapped, writable, None);
+            }
             find_large(slot, host, gfn, &page, access, writable)
         }
         other => find_unusual(slot, gfn, access, other),
