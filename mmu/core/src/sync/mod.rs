@@ -19,7 +19,7 @@ pub use published::{Edit, Published, Reading, Unsynchronized};
 ///
 /// An spte is loaded and stored whole: nothing here is narrower than the 64 bits of an spte, so no reader ever sees half
 /// of one, and `clear_spte_count`, by which 32-bit hosts notice that, has no counterpart.
-// REQ: SP-10
+// REQ: SP-10, LK-3
 pub mod atomic {
     #[cfg(not(any(feature = "loom", feature = "shuttle")))]
     pub use core::sync::atomic::{AtomicBool, AtomicU8, AtomicU16, AtomicU32, AtomicU64, AtomicUsize, Ordering, fence};
