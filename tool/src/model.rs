@@ -69,8 +69,8 @@ pub fn model(builder: &Builder, args: &ModelArgs) -> Result<i32> {
 }
 
 const HEAD: &str = "\
-| mode | seed | steps | accesses | of the host | seconds | steps/s |
-|---|---|---|---|---|---|---|";
+| mode | seed | steps | reads | writes | faults | MMIO | of the host | seconds | steps/s |
+|---|---|---|---|---|---|---|---|---|---|";
 
 /// The names of all modes.
 fn modes(program: &Path) -> Result<Vec<String>> {

@@ -293,8 +293,15 @@ impl Machine for ShadowMachine {
     }
 
     fn host(&mut self, step: &Step) -> Result<(), Failure> {
-        if let Step::Limit { tables } = step {
-            self.limit = *tables as usize;
+        match step {
+            Step::Limit { tables } => self.limit = *tables as usize,
+            // The least recently used go, and there may be as many again.
+            Step::Shrink { tables } => {
+                let fewer = self.mmu.shadow_pages().saturating_sub(*tables as usize);
+                self.mmu.set_shadow_page_limit(fewer);
+                self.mmu.set_shadow_page_limit(self.limit);
+            }
+            _ => {}
         }
         self.owner.act(&self.mmu, &self.memory, step);
         Ok(())
