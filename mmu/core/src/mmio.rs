@@ -59,21 +59,24 @@ impl<S: Stage2> Mmu<S> {
     pub(crate) fn answer_cached(&self, mmio: Mmio) -> Result<Outcome, FaultError> {
         match self.trace.is_on() {
             false => Ok(self.emulate(mmio)),
-            true => self.answer_traced(mmio),
+            true => self.answer_traced(mmio.gfn, mmio.generation),
         }
     }
 
     #[cold]
     #[inline(never)]
-    fn answer_traced(&self, mmio: Mmio) -> Result<Outcome, FaultError> {
-        let Mmio { gfn, generation, .. } = mmio;
+    fn answer_traced(&self, gfn: Gfn, generation: Generation) -> Result<Outcome, FaultError> {
         self.trace.event(|| Event::CheckMmio {
             gfn,
             spte: generation,
             slots: generation,
             result: MmioCheck::Emulate,
         });
-        Ok(self.emulate(mmio))
+        Ok(self.emulate(Mmio {
+            gfn,
+            generation,
+            readonly_slot: false,
+        }))
     }
 
     /// [`check`], traced.

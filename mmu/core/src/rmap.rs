@@ -148,27 +148,35 @@ impl<S: Stage2> Zap<'_, S> {
         let mmu = self.mmu;
         let mut others = mask;
         // The usual case, without what would slow it down: one spte a page, of tables that are hardware's.
-        let usual = mmu.tables.format() == Format::Ept && self.tree.obsolete.is_none();
-        if let Some(words) = mmu.tables.in_a_row().filter(|_| usual) {
-            let mut stage2 = mmu.effects.lock(self.held);
+        if let Some(words) = mmu.tables.in_a_row().filter(|_| self.tree.obsolete.is_none()) {
             let mut removed = 0;
-            others = slot.data.each_single_of(word, mask, |first, bit, packed| {
-                let Some(spte) = words.get(packed as usize) else {
-                    return ControlFlow::Continue(());
-                };
-                if let Some(left) = take_write(spte) {
-                    let leaf = left.known_leaf(PageLevel::K4);
-                    match stage2.protect(slot.id, Gfn::new(first.raw() + u64::from(bit)), &leaf) {
-                        Ok(unflushed) => removed += unflushed.settle(),
-                        // Once more, where it is known what to do.
-                        Err(_) => {
-                            give_write(spte);
-                            return ControlFlow::Break(());
+            let spte = |packed: u64| words.get(packed as usize);
+            others = match mmu.tables.format() {
+                Format::Ept => {
+                    let mut stage2 = mmu.effects.lock(self.held);
+                    slot.data.each_single_of(word, mask, |first, bit, packed| {
+                        let Some(spte) = spte(packed) else {
+                            return ControlFlow::Continue(());
+                        };
+                        if let Some(left) = take_write(spte) {
+                            let leaf = left.known_leaf(PageLevel::K4);
+                            match stage2.protect(slot.id, Gfn::new(first.raw() + u64::from(bit)), &leaf) {
+                                Ok(unflushed) => removed += unflushed.settle(),
+                                // Once more, where it is known what to do.
+                                Err(_) => {
+                                    give_write(spte);
+                                    return ControlFlow::Break(());
+                                }
+                            }
                         }
-                    }
+                        ControlFlow::Continue(())
+                    })
                 }
-                ControlFlow::Continue(())
-            });
+                Format::Shadow(_) => slot.data.each_single_of(word, mask, |_, _, packed| {
+                    removed += u32::from(spte(packed).and_then(take_write).is_some());
+                    ControlFlow::Continue(())
+                }),
+            };
             self.removed.and(Unflushed::removed(removed));
         }
         if others == 0 {

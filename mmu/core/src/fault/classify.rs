@@ -46,6 +46,18 @@ impl Near {
     #[inline(always)]
     fn place(&self, gfn: Gfn) -> Option<SptePlace> {
         let index = gfn.raw().wrapping_sub(self.first.raw()) >> self.shift;
+        self.at(index)
+    }
+
+    /// The same, if the table is one of the lowest level.
+    #[inline(always)]
+    fn lowest_place(&self, gfn: Gfn) -> Option<SptePlace> {
+        let index = gfn.raw().wrapping_sub(self.first.raw());
+        self.at(index).filter(|_| self.level == TableLevel::Pt)
+    }
+
+    #[inline(always)]
+    fn at(&self, index: u64) -> Option<SptePlace> {
         let table = self.table;
         (index < ENTRIES as u64).then_some(SptePlace {
             table,
@@ -109,7 +121,15 @@ impl<S: Stage2> Mmu<S> {
                 return Walk { level, place, spte };
             }
         }
-        self.walk_far(near, gfn)
+        self.seek(near, gfn);
+        let index = (gfn.raw() >> near.shift) as u16 % ENTRIES as u16;
+        let table = near.table;
+        let place = SptePlace { table, index };
+        Walk {
+            level: near.level,
+            place,
+            spte: self.tables.read(place),
+        }
     }
 
     /// Whether the walk from the root ends in this table, too. The caller is inside a walk, or holds mmu_lock.
@@ -139,13 +159,17 @@ impl<S: Stage2> Mmu<S> {
     // REQ: GEN-4
     #[inline(always)]
     pub(super) fn near_mmio(&self, near: &Near, gfn: Gfn, stamp: Stamp) -> Option<Mmio> {
-        let spte = self.tables.read(near.place(gfn)?);
-        self.fresh_mmio(spte, gfn, stamp)
+        let spte = self.tables.read(near.lowest_place(gfn)?);
+        match spte.is_empty() {
+            true => None,
+            false => self.fresh_mmio(spte, gfn, stamp),
+        }
     }
 
+    /// Walks from the root.
     #[cold]
     #[inline(never)]
-    fn walk_far(&self, near: &mut Near, gfn: Gfn) -> Walk {
+    fn seek(&self, near: &mut Near, gfn: Gfn) {
         let walk = self.walk(gfn);
         *near = Near {
             table: walk.place.table,
@@ -153,7 +177,6 @@ impl<S: Stage2> Mmu<S> {
             shift: walk.level.entry_shift(),
             first: walk.level.base(gfn),
         };
-        walk
     }
 
     /// What the spte at the end of the walk means for `access`.

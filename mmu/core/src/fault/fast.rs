@@ -7,6 +7,7 @@ use crate::locks::{Held, InSection};
 use crate::slots::{Slot, SlotTable};
 use crate::spte::{Format, Leaf, Spte, Writable};
 use crate::stage2::{GuestAccess, Stage2, Stage2Error};
+use crate::table::SptePlace;
 use crate::vcpu::Spurious;
 use umbra_mmu_abi::{Access, Gfn, Mmio, SlotFlags};
 
@@ -46,14 +47,14 @@ impl<S: Stage2> Mmu<S> {
                     }
                     None => Ok(()),
                 };
-                self.restored(slots, held, walk, gfn, leaf, restored)
+                self.restored(slots, held, walk.place, gfn, leaf, restored)
             }
             Class::RestoreAccess(leaf) => {
                 let restored = match slots.lookup(gfn) {
                     Some(slot) => self.restore_access(held, slot, walk, leaf, gfn, access),
                     None => Ok(()),
                 };
-                self.restored(slots, held, walk, gfn, leaf, restored)
+                self.restored(slots, held, walk.place, gfn, leaf, restored)
             }
         }
     }
@@ -122,14 +123,14 @@ impl<S: Stage2> Mmu<S> {
         &self,
         slots: &SlotTable,
         held: &mut Held<InSection>,
-        walk: &Walk,
+        place: SptePlace,
         gfn: Gfn,
         leaf: Leaf,
         restored: Result<(), Stage2Error>,
     ) -> Result<Option<Outcome>, FaultError> {
         if let (Err(_), Some(slot)) = (restored, slots.lookup(gfn)) {
             let at = gfn.align_down(leaf.level);
-            self.zap(slots, held, |zap| zap.lost(slot, at, leaf.level, walk.place));
+            self.zap(slots, held, |zap| zap.lost(slot, at, leaf.level, place));
         }
         restored?;
         Ok(Some(self.resume()))

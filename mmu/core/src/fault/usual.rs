@@ -5,7 +5,7 @@
 
 use super::classify::Near;
 use super::plan::{MapPlan, find_usual};
-use super::{Fault, FaultError, Outcome, Walk};
+use super::{Fault, FaultError, Outcome};
 use crate::Mmu;
 use crate::locks::{Held, InSection};
 use crate::slots::{GFN_LIMIT, Slot, SlotTable};
@@ -57,7 +57,7 @@ impl<S: Stage2> Mmu<S> {
                     (Some(word), Some(level)) if self.is_near_current(&vcpu.near, table) => {
                         return match self.restore_write(held, slot, &walk, word, gfn) {
                             Ok(()) => Ok(self.resume()),
-                            Err(error) => self.restore_refused(slots, held, &walk, gfn, word.known_leaf(level), error),
+                            Err(error) => self.restore_refused(slots, held, walk.place, gfn, word.known_leaf(level), error),
                         };
                     }
                     (Some(_) | None, _) => break 'unusual,
@@ -137,12 +137,12 @@ impl<S: Stage2> Mmu<S> {
         &self,
         slots: &SlotTable,
         held: &mut Held<InSection>,
-        walk: &Walk,
+        place: SptePlace,
         gfn: Gfn,
         leaf: Leaf,
         error: Stage2Error,
     ) -> Result<Outcome, FaultError> {
-        self.restored(slots, held, walk, gfn, leaf, Err(error))?;
+        self.restored(slots, held, place, gfn, leaf, Err(error))?;
         Err(error.into())
     }
 
