@@ -72,8 +72,13 @@ impl<S: Stage2> Mmu<S> {
             if published.overlaps(&new) {
                 return Err(SlotError::Overlap.into());
             }
+            let place = |slot: &Slot| (slot.base, slot.npages, slot.backing);
+            let stays = old.as_ref().is_some_and(|old| place(old) == place(&new));
             // Shadow pages have a limit of their own, and room is made for them.
-            if self.mode == Mode::Ept && published.tables_needed(Some(&new), &self.host) >= self.tables.capacity() {
+            if self.mode == Mode::Ept
+                && !stays
+                && published.tables_needed(Some(&new), &self.host) >= self.tables.capacity()
+            {
                 return Err(SlotError::NoSpace.into());
             }
         }

@@ -111,7 +111,8 @@ impl DirtyLog {
 
     /// Forgets everything, when logging starts.
     pub fn clear(&self) {
-        for word in &self.words {
+        // Most are clear, and stay as they are.
+        for word in self.words.iter().filter(|word| word.load(Ordering::Relaxed) != 0) {
             word.store(0, Ordering::Relaxed);
         }
     }

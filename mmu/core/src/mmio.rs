@@ -51,7 +51,9 @@ impl<S: Stage2> Mmu<S> {
     // REQ: GEN-4
     #[inline(always)]
     pub(crate) fn fresh_mmio(&self, spte: Spte, gfn: Gfn, stamp: Stamp) -> Option<Mmio> {
-        (spte == mmio_spte(gfn, stamp.generation())).then(|| mmio_at(gfn, stamp))
+        // The gfn is what is left of the word without the rest.
+        let rest = mmio_spte(Gfn::new(0), stamp.generation());
+        (spte.raw() ^ rest.raw() == gfn.gpa().raw()).then(|| mmio_at(gfn, stamp))
     }
 
     /// The answer to a fault where cached knowledge holds.

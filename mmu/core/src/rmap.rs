@@ -173,7 +173,9 @@ impl<S: Stage2> Zap<'_, S> {
                     })
                 }
                 Format::Shadow(_) => slot.data.each_single_of(word, mask, |_, _, packed| {
-                    removed += u32::from(spte(packed).and_then(take_write).is_some());
+                    if spte(packed).is_some_and(|spte| take_write(spte).is_some()) {
+                        removed += 1;
+                    }
                     ControlFlow::Continue(())
                 }),
             };

@@ -36,7 +36,10 @@ pub const CASES: &[Case] = &[
     fault_case("EPT fault, fresh 2M page", 300, 8000, fresh_large_page),
     fault_case("EPT write fault, W restored without the lock", 300, 4096, restore_write),
     fault_case("MMIO fault, cached by the vCPU", 60, 4000, mmio_remembered),
-    fault_case("MMIO fault, cached in an spte", 60, 4000, mmio_in_spte),
+    Case {
+        reached: Some(64),
+        ..fault_case("MMIO fault, cached in an spte", 60, 4000, mmio_in_spte)
+    },
     fault_case("MMIO fault after a slot change", 600, 4000, mmio_refresh),
     Case {
         counted: "cases*find",

@@ -25,7 +25,10 @@ const GVA: u64 = 1 << 39;
 
 /// All cases of shadow mode.
 pub const CASES: &[Case] = &[
-    case("shadow fault, warm path", 700, 2048, warm_fault),
+    Case {
+        reached: Some(1180),
+        ..case("shadow fault, warm path", 700, 2048, warm_fault)
+    },
     case(
         "shadow fault, warm path, 7 neighbours prefetched",
         5000,
@@ -37,7 +40,7 @@ pub const CASES: &[Case] = &[
     case(
         "write-protecting a page, 4096 at once, shadow mode",
         20,
-        4000,
+        4088,
         write_protect,
     ),
     case("MMIO fault, cached in an spte, shadow mode", 380, 4000, mmio_in_spte),

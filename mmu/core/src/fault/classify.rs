@@ -4,6 +4,7 @@
 use crate::Mmu;
 use crate::generation::Stamp;
 use crate::mmio::MmioCheck;
+use crate::slots::GFN_LIMIT;
 use crate::spte::{Format, Leaf, Spte, SpteKind, Writable};
 use crate::stage2::{Stage2, TableLevel};
 use crate::sync::atomic::Ordering;
@@ -111,25 +112,28 @@ impl<S: Stage2> Mmu<S> {
     }
 
     /// Where the walk may end, by the table in which the last one of this vCPU did. [`Mmu::is_near_current`] says whether it
-    /// does.
+    /// does. `None`: no table translates such a gfn.
     #[inline(always)]
-    pub(super) fn walk_near(&self, near: &mut Near, gfn: Gfn) -> Walk {
+    pub(super) fn walk_near(&self, near: &mut Near, gfn: Gfn) -> Option<Walk> {
         if let Some(place) = near.place(gfn) {
             let spte = self.tables.read(place);
             if spte.peek_table(Format::Ept).is_none() {
                 let level = near.level;
-                return Walk { level, place, spte };
+                return Some(Walk { level, place, spte });
             }
+        }
+        if gfn.raw() >= GFN_LIMIT {
+            return None;
         }
         self.seek(near, gfn);
         let index = (gfn.raw() >> near.shift) as u16 % ENTRIES as u16;
         let table = near.table;
         let place = SptePlace { table, index };
-        Walk {
+        Some(Walk {
             level: near.level,
             place,
             spte: self.tables.read(place),
-        }
+        })
     }
 
     /// Whether the walk from the root ends in this table, too. The caller is inside a walk, or holds mmu_lock.

@@ -8,7 +8,7 @@ use super::plan::{MapPlan, find_usual};
 use super::{Fault, FaultError, Outcome};
 use crate::Mmu;
 use crate::locks::{Held, InSection};
-use crate::slots::{GFN_LIMIT, Slot, SlotTable};
+use crate::slots::{Slot, SlotTable};
 use crate::spte::{Format, Leaf, Spte};
 use crate::stage2::{Stage2, Stage2Error, TableLevel};
 use crate::sync::atomic::Ordering;
@@ -27,12 +27,11 @@ impl<S: Stage2> Mmu<S> {
     pub(super) fn usual(&self, vcpu: &mut Vcpu, fault: &Fault) -> Result<Outcome, FaultError> {
         'unusual: {
             let gfn = fault.gfn();
-            if gfn.raw() >= GFN_LIMIT {
-                break 'unusual;
-            }
             let seq = self.invalidate.seq();
             let walking = self.walkers.enter(&mut vcpu.walker);
-            let walk = self.walk_near(&mut vcpu.near, gfn);
+            let Some(walk) = self.walk_near(&mut vcpu.near, gfn) else {
+                break 'unusual;
+            };
             if walk.spte.is_mmio(Format::Ept) {
                 // (a)
                 match self.usual_mmio(&mut vcpu.mmio, fault, seq) {
@@ -57,7 +56,9 @@ impl<S: Stage2> Mmu<S> {
                     (Some(word), Some(level)) if self.is_near_current(&vcpu.near, table) => {
                         return match self.restore_write(held, slot, &walk, word, gfn) {
                             Ok(()) => Ok(self.resume()),
-                            Err(error) => self.restore_refused(slots, held, walk.place, gfn, word.known_leaf(level), error),
+                            Err(error) => {
+                                self.restore_refused(slots, held, walk.place, gfn, word.known_leaf(level), error)
+                            }
                         };
                     }
                     (Some(_) | None, _) => break 'unusual,
