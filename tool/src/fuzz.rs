@@ -14,6 +14,8 @@ use std::process::Command;
 const CARGO_FUZZ: &str = "0.13.2";
 /// Corpora, from the project folder: a file for each target, an input in hexadecimal digits on each line.
 const CORPUS: &str = "tests/fuzz/corpus";
+/// Bytes of a committed corpus at the most: its shortest inputs.
+const KEPT: usize = 16 << 10;
 /// So long are the inputs at the most. Scripts of a few steps find little, so they are long from the start.
 const LENGTH: [&str; 2] = ["-max_len=400", "-len_control=0"];
 
@@ -88,9 +90,19 @@ fn inputs(corpus: &str) -> Result<Vec<Vec<u8>>> {
     corpus.lines().map(input).collect()
 }
 
-/// The corpus of some inputs, short ones first.
-fn corpus(mut inputs: Vec<Vec<u8>>) -> String {
+/// The shortest inputs, of [`KEPT`] bytes in all.
+fn shortest(mut inputs: Vec<Vec<u8>>) -> Vec<Vec<u8>> {
     inputs.sort_by_key(|input| (input.len(), input.clone()));
+    let mut bytes = 0;
+    inputs.retain(|input| {
+        bytes += input.len();
+        bytes <= KEPT
+    });
+    inputs
+}
+
+/// The corpus of some inputs.
+fn corpus(inputs: &[Vec<u8>]) -> String {
     let line = |input: &Vec<u8>| input.iter().map(|byte| format!("{byte:02x}")).collect::<String>() + "\n";
     inputs.iter().map(line).collect()
 }
@@ -222,6 +234,7 @@ impl Fuzzer<'_> {
             let path = entry.context("reading the merged corpus")?.path();
             inputs.push(std::fs::read(&path).with_context(|| format!("reading {}", path.display()))?);
         }
+        let inputs = shortest(inputs);
         let (count, bytes) = (inputs.len(), inputs.iter().map(Vec::len).sum::<usize>());
         let file = self
             .builder
@@ -230,7 +243,7 @@ impl Fuzzer<'_> {
             .join(CORPUS)
             .join(target)
             .with_extension("txt");
-        write_if_changed(&file, corpus(inputs).as_bytes())?;
+        write_if_changed(&file, corpus(&inputs).as_bytes())?;
         println!("{target}: {count} inputs, {bytes} bytes");
         Ok(())
     }
@@ -274,8 +287,8 @@ mod tests {
 
     #[test]
     fn a_corpus_keeps_its_inputs() {
-        let some = vec![vec![0xff, 0], vec![], vec![7]];
-        let text = corpus(some);
+        let some = vec![vec![0xff, 0], vec![1; KEPT], vec![], vec![7]];
+        let text = corpus(&shortest(some));
         assert_eq!(text, "\n07\nff00\n");
         assert_eq!(inputs(&text).unwrap(), [vec![], vec![7], vec![0xff, 0]]);
         assert!(inputs("zz").is_err() && inputs("\u{e4}").is_err());

@@ -39,16 +39,31 @@ pub fn mutations(builder: &Builder, args: &MutationsArgs) -> Result<i32> {
         }
         return Ok(0);
     }
-    let report = judge(builder, &list, &chosen)?;
+    // All tests are built, whatever is chosen: the next choice finds them.
+    let all: Vec<&Mutation> = list.mutation.iter().collect();
+    let report = judge(builder, &list, &chosen, &all)?;
     print!("{}", report.text);
     Ok(if report.survived.is_empty() { 0 } else { 1 })
 }
 
-/// What `umbra test` says about the whole list.
-pub fn check(builder: &Builder) -> Result<Report> {
+/// Which mutations `umbra test` runs.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Extent {
+    /// All.
+    All,
+    /// Those whose tests need no build with features: builds take longer than anything else here.
+    PlainBuild,
+}
+
+/// What `umbra test` says about the list.
+pub fn check(builder: &Builder, extent: Extent) -> Result<Report> {
     let list = List::read(builder.paths.root(), &requirements::known(&builder.paths)?)?;
-    let all: Vec<&Mutation> = list.mutation.iter().collect();
-    judge(builder, &list, &all)
+    let wanted = |mutation: &&Mutation| match extent {
+        Extent::All => true,
+        Extent::PlainBuild => mutation.caught_by.features.is_empty(),
+    };
+    let chosen: Vec<&Mutation> = list.mutation.iter().filter(wanted).collect();
+    judge(builder, &list, &chosen, &chosen)
 }
 
 fn chosen<'a>(list: &'a List, filter: Option<&Regex>) -> Result<Vec<&'a Mutation>> {
@@ -76,13 +91,13 @@ pub struct Report {
     pub survived: Vec<String>,
 }
 
-fn judge(builder: &Builder, list: &List, chosen: &[&Mutation]) -> Result<Report> {
+/// Runs `chosen`, with the tests of `built`.
+fn judge(builder: &Builder, list: &List, chosen: &[&Mutation], built: &[&Mutation]) -> Result<Report> {
     let copy = builder.paths.target().join("mutants");
     let programs = {
         let _turn = builder.turn()?;
         copy::make(builder.paths.root(), &copy, list)?;
-        // All tests, whatever is chosen: the next choice finds them built.
-        let tests: BTreeSet<_> = list.mutation.iter().map(|mutation| &mutation.caught_by).collect();
+        let tests: BTreeSet<_> = built.iter().map(|mutation| &mutation.caught_by).collect();
         let crates = copy::mutated_crates(builder.paths.root(), list)?;
         Programs::build(builder, &copy, &crates, &tests)?
     };

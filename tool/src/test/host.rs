@@ -4,6 +4,7 @@
 use super::verdict::{Board, Verdict};
 use crate::build::program::{cargo, host_cargo};
 use crate::build::{Builder, Kernel};
+use crate::mutations::Extent;
 use anyhow::{Context, Result};
 use regex::Regex;
 use std::collections::VecDeque;
@@ -16,8 +17,8 @@ use std::time::Instant;
 type Check<'a> = (String, Box<dyn FnOnce() -> Verdict + Send + 'a>);
 
 /// Runs all host checks, `at_once` of them side by side. Cargo lets them take turns where they build in the same folder.
-pub fn checks(builder: &Builder, kernel: Option<&Kernel>, board: &Board, at_once: u8) {
-    let queue: Mutex<VecDeque<Check>> = Mutex::new(all(builder, kernel, board).into());
+pub fn checks(builder: &Builder, kernel: Option<&Kernel>, board: &Board, at_once: u8, extent: Extent) {
+    let queue: Mutex<VecDeque<Check>> = Mutex::new(all(builder, kernel, board, extent).into());
     let next = || queue.lock().unwrap_or_else(PoisonError::into_inner).pop_front();
     std::thread::scope(|scope| {
         for _ in 0..at_once {
@@ -33,12 +34,12 @@ pub fn checks(builder: &Builder, kernel: Option<&Kernel>, board: &Board, at_once
 }
 
 /// The checks, the longest first.
-fn all<'a>(builder: &'a Builder, kernel: Option<&'a Kernel>, board: &'a Board) -> Vec<Check<'a>> {
+fn all<'a>(builder: &'a Builder, kernel: Option<&'a Kernel>, board: &'a Board, extent: Extent) -> Vec<Check<'a>> {
     let root = builder.paths.root();
     let mut checks: Vec<Check> = Vec::new();
     let mut add = |name: &str, check: Box<dyn FnOnce() -> Verdict + Send + 'a>| checks.push((name.to_owned(), check));
     add("host tests", Box::new(|| host_tests(builder, board)));
-    add("mutations", Box::new(|| mutations(builder, board)));
+    add("mutations", Box::new(move || mutations(builder, board, extent)));
     for checker in CHECKERS {
         let name = format!("races ({checker})");
         let mut command = races(root, "test", checker);
@@ -121,8 +122,8 @@ fn bindings(builder: &Builder, kernel: Option<&Kernel>) -> Verdict {
 }
 
 /// Whether the tests see the bugs that they are known to see.
-fn mutations(builder: &Builder, board: &Board) -> Verdict {
-    match crate::mutations::check(builder) {
+fn mutations(builder: &Builder, board: &Board, extent: Extent) -> Verdict {
+    match crate::mutations::check(builder, extent) {
         Ok(report) => {
             board.note(&format!("    mutations: {}", report.summary));
             match report.survived.as_slice() {

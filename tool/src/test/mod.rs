@@ -11,6 +11,7 @@ pub mod verdict;
 use crate::build::description::Description;
 use crate::build::program::Programs;
 use crate::build::{Builder, Kernel, image, kernel};
+use crate::mutations::Extent;
 use crate::sim::Sim;
 use anyhow::{Context, Result};
 use booted::Rig;
@@ -106,7 +107,8 @@ pub fn test(builder: &Builder, args: &TestArgs) -> Result<i32> {
     let board = Board::with_progress();
     let vtx = kernel_check(builder, "vtx", &board);
     if filter.is_none() {
-        host::checks(&builder.quiet(), vtx.as_ref(), &board, args.jobs);
+        let extent = if args.fast { Extent::PlainBuild } else { Extent::All };
+        host::checks(&builder.quiet(), vtx.as_ref(), &board, args.jobs, extent);
     }
     if !args.fast {
         if filter.is_none() {
