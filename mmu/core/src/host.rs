@@ -281,7 +281,7 @@ impl HostMemory {
     }
 
     /// Whether the page is there with all rights, as far as a look at its chunk tells: `false` says nothing.
-    #[inline]
+    #[inline(always)]
     pub fn is_plain(&self, frame: Frame) -> bool {
         let backing = self.of(frame);
         let chunk = (frame.page() + backing.pad) >> CHUNK_SHIFT;

@@ -268,6 +268,7 @@ impl<S: Stage2> Shadow<'_, S> {
     /// Writes a leaf that maps `gfn` with the page of `size` around it.
     // REQ: PF-4, LP-2
     #[expect(clippy::too_many_arguments, reason = "all of them make the one word")]
+    #[inline(always)]
     pub(super) fn set_leaf(
         &mut self,
         place: SptePlace,
@@ -319,6 +320,7 @@ impl<S: Stage2> Shadow<'_, S> {
     }
 
     /// Puts a leaf where nothing is, or something else for this gfn, or what the guest's tables said before.
+    #[inline]
     fn put_leaf(&mut self, place: SptePlace, slot: &Slot, gfn: Gfn, new: Leaf) {
         let old = self.tables().read(place);
         if !old.is_empty() && !self.make_way(place, old, gfn, new) {

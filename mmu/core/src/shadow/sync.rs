@@ -35,6 +35,16 @@ pub(super) struct Source {
 }
 
 impl Source {
+    /// The guest table in `frame`, for the shadow pages of a role.
+    #[inline]
+    pub(super) fn of(frame: Frame, role: Role) -> Self {
+        let size = match role.cr4_pae() {
+            true => GpteSize::B8,
+            false => GpteSize::B4,
+        };
+        Self { frame, size, role }
+    }
+
     /// Where the entry is that an spte is made from: 4-byte tables have 1024 entries, of which a page shadows a part.
     // REQ: SP-2
     pub(super) fn index(role: Role, index: u16) -> u16 {
@@ -130,11 +140,7 @@ impl<S: Stage2> Shadow<'_, S> {
         let table = self.tables().get(id);
         let role = table.role();
         let slot = self.slot(table.gfn()).filter(|_| !role.direct())?;
-        Some(Source {
-            frame: slot.frame_of(table.gfn()),
-            size: if role.cr4_pae() { GpteSize::B8 } else { GpteSize::B4 },
-            role,
-        })
+        Some(Source::of(slot.frame_of(table.gfn()), role))
     }
 
     /// The entry behind an spte.

@@ -12,13 +12,13 @@ use super::fetch::{Fetched, Wish};
 use super::gpte::{ACCESSED, DIRTY, PRESENT};
 use super::memory::GuestMemory;
 use super::sync::Source;
-use super::walk::{GuestTables, GuestWalk, Marked, Paging};
+use super::walk::{GuestWalk, Paging};
 use crate::Mmu;
 use crate::fault::{ErrorCode, Fault, Outcome};
 use crate::locks::Held;
 use crate::role::PteAccess;
 use crate::slots::SlotState;
-use crate::stage2::{GuestAccess, Stage2};
+use crate::stage2::{GuestAccess, GuestRam, Stage2};
 use crate::sync::atomic::Ordering;
 use crate::table::{ENTRIES, SptePlace, TableId};
 use crate::vcpu::Vcpu;
@@ -80,7 +80,8 @@ impl<S: Stage2> Mmu<S> {
         let memory = GuestMemory::new(self, slots);
         let format = &paging.format;
         let offset = format.offset(format.index(1, gva));
-        let old = memory.read(path.gfn, offset, format.size())?;
+        let (table_slot, table) = memory.find(path.gfn).filter(|(_, frame)| self.host.is_plain(*frame))?;
+        let old = self.ram.read(table, offset, format.size());
         let allowed = path.above & format.access(old);
         if old & PRESENT == 0 || format.is_reserved(1, old) || paging.forbids(allowed, code) {
             return None;
@@ -90,8 +91,16 @@ impl<S: Stage2> Mmu<S> {
             false => (Wish::Read, 0),
         };
         let gpte = old | ACCESSED | dirty;
-        if gpte != old && memory.mark(path.gfn, offset, format.size(), old, gpte) != Marked::Done {
-            return None;
+        if gpte != old {
+            let read_only = table_slot.flags.contains(SlotFlags::READONLY);
+            let size = format.size();
+            if read_only || self.ram.compare_exchange(table, offset, size, old, gpte).is_err() {
+                return None;
+            }
+            // REQ: DT-1
+            if table_slot.flags.contains(SlotFlags::LOG_DIRTY) {
+                table_slot.data.dirty.mark(path.gfn);
+            }
         }
         let access = format.leaf_access(path.above, gpte);
         // (e)
@@ -113,7 +122,11 @@ impl<S: Stage2> Mmu<S> {
                 && !self.invalidate.must_retry(seq, path.gfn)
                 && shadow.make_room()
                 && path.structure == self.structure.load(Ordering::Relaxed);
-            let source = shadow.source(path.page).filter(|_| ready)?;
+            if !ready {
+                return None;
+            }
+            // The table of slots is the same, so the guest's table is where it was.
+            let source = Source::of(table, self.tables.get(path.page).role());
             if (shadow.entry(&source, index) ^ gpte) & !(ACCESSED | DIRTY) != 0 {
                 return None;
             }

@@ -105,7 +105,7 @@ impl Paging {
 
     /// Whether a chain of entries that allows `access` forbids this one (SDM vol. 3, 5.6).
     // REQ: PF-4
-    #[inline]
+    #[inline(always)]
     pub fn forbids(&self, access: PteAccess, code: ErrorCode) -> bool {
         let lacks = |right| !access.contains(right);
         let user_page = access.contains(PteAccess::USER);
