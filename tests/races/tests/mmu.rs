@@ -325,6 +325,94 @@ fn a_table_that_a_fast_fix_looks_at_is_not_used_for_another_gfn() {
     });
 }
 
+/// Slots that show the frame of [`BASE`] elsewhere, each with a page table of its own.
+fn aliases() -> impl Iterator<Item = (SlotId, Gfn)> {
+    (2..7).map(|id| (SlotId(id), apart(id as u64)))
+}
+
+/// A world whose tables are as many as its slots can need, and one; [`BASE`] is mapped.
+fn world_with_aliases() -> Arc<World> {
+    let world = World::new(10, SlotFlags::LOG_DIRTY);
+    for (id, gfn) in aliases() {
+        world.create(id, gfn, 0, SlotFlags::LOG_DIRTY);
+    }
+    assert_eq!(world.access(&mut world.vcpu(), BASE, Access::Read), Ended::Done);
+    world
+}
+
+/// Everything is zapped, the old tables are freed, and all tables are used again: for other gfns of the same frame.
+fn use_all_tables_again(world: &World, vcpu: &mut Vcpu) {
+    world.mmu.zap_all();
+    while world.mmu.has_background_work() {
+        world.mmu.background();
+    }
+    // Tables that are free already go to MMIO sptes first.
+    for gfn in [apart(7), apart(8)].into_iter().chain(aliases().map(|(_, gfn)| gfn)) {
+        world.fault_once(vcpu, gfn, Access::Read);
+    }
+}
+
+/// The same race, with a zap-all, which waits for no reader of the slots: only the walk keeps the table.
+///
+/// ```text
+/// fast fix for A                  others
+/// --------------                  ------
+/// walk to A's spte: frame 0
+///                                 all is zapped, and A's table is freed
+///                                 B is mapped to frame 0, in the same table
+/// set W if it is still frame 0
+/// log A
+/// ```
+// REQ: LK-2, LK-3, DT-2
+#[test]
+fn a_table_that_zap_all_frees_is_not_used_again_before_a_fast_fix_is_done() {
+    explore(Stopped::First, 0, || {
+        let world = world_with_aliases();
+        let faults = with_vcpu(&world, |world, vcpu| {
+            world.fault_once(vcpu, BASE, Access::Write);
+        });
+        let reuses = with_vcpu(&world, use_all_tables_again);
+        join([faults, reuses]);
+        for (id, gfn) in aliases() {
+            if world.touch(gfn, Access::Write).is_ok() {
+                assert!(world.is_logged(id, gfn), "a write to {gfn} is lost");
+            }
+        }
+        world.check();
+    });
+}
+
+/// The same for a leaf that is not present, to see the next access: it would come back for another gfn.
+// REQ: LK-2, LK-3, AT-1
+#[test]
+fn a_table_that_zap_all_frees_is_not_used_again_before_a_leaf_is_present_again() {
+    explore(Stopped::First, 0, || {
+        let world = world_with_aliases();
+        world.mmu.test_and_clear_young(World::frame(), 1, |_, _| {}).unwrap();
+        let faults = with_vcpu(&world, |world, vcpu| {
+            world.fault_once(vcpu, BASE, Access::Read);
+        });
+        let aged = Arc::new(AtomicBool::new(false));
+        let reuses = with_vcpu(&world, {
+            let aged = aged.clone();
+            move |world, vcpu| {
+                use_all_tables_again(world, vcpu);
+                world.mmu.test_and_clear_young(World::frame(), 1, |_, _| {}).unwrap();
+                aged.store(true, Ordering::SeqCst);
+            }
+        });
+        join([faults, reuses]);
+        assert!(aged.load(Ordering::SeqCst));
+        for (_, gfn) in aliases() {
+            assert!(
+                world.touch(gfn, Access::Read).is_err(),
+                "nobody has accessed {gfn} since it was aged"
+            );
+        }
+        world.check();
+    });
+}
+
 /// A walker has read the spte that leads to a table. Before it goes on, the table is freed, and holds MMIO sptes of other
 /// gfns.
 // REQ: LK-2, LK-3
