@@ -320,7 +320,7 @@ impl<S: Stage2> Shadow<'_, S> {
     }
 
     /// Puts a leaf where nothing is, or something else for this gfn, or what the guest's tables said before.
-    #[inline]
+    #[inline(always)]
     fn put_leaf(&mut self, place: SptePlace, slot: &Slot, gfn: Gfn, new: Leaf) {
         let old = self.tables().read(place);
         if !old.is_empty() && !self.make_way(place, old, gfn, new) {

@@ -361,7 +361,7 @@ impl<S: Stage2> Mmu<S> {
     }
 
     /// The same for one who has looked at a slot.
-    #[inline]
+    #[inline(always)]
     pub(super) fn with_shadow_and<P: Before<InMmu>, R>(
         &self,
         slots: &SlotTable,

@@ -52,11 +52,17 @@ impl<S: Stage2> Shadow<'_, S> {
     /// # Errors
     /// It must not.
     // REQ: SP-6, PF-1 (h)
+    #[inline(always)]
     pub(super) fn allow_writes(&mut self, slot: &Slot, gfn: Gfn, unsync: Unsync) -> Result<(), MustProtect> {
         // Every shadowed table counts against large pages around its gfn: one look for almost all frames.
-        if !self.slots.shares_frames() && slot.data.large.allows(umbra_mmu_abi::PageLevel::M2, gfn) {
-            return Ok(());
+        match !self.slots.shares_frames() && slot.data.large.allows(umbra_mmu_abi::PageLevel::M2, gfn) {
+            true => Ok(()),
+            false => self.allow_writes_beside_tables(gfn, unsync),
         }
+    }
+
+    #[inline(never)]
+    fn allow_writes_beside_tables(&mut self, gfn: Gfn, unsync: Unsync) -> Result<(), MustProtect> {
         let mut synchronised = false;
         for id in self.pages_of(gfn) {
             if self.tables().get(id).role().level() > 1 {

@@ -10,14 +10,13 @@
 use super::Shadow;
 use super::fetch::{Fetched, Wish};
 use super::gpte::{ACCESSED, DIRTY, PRESENT};
-use super::memory::GuestMemory;
 use super::sync::Source;
 use super::walk::{GuestWalk, Paging};
 use crate::Mmu;
 use crate::fault::{ErrorCode, Fault, Outcome};
 use crate::locks::Held;
 use crate::role::PteAccess;
-use crate::slots::SlotState;
+use crate::slots::{Slot, SlotState};
 use crate::stage2::{GuestAccess, GuestRam, Stage2};
 use crate::sync::atomic::Ordering;
 use crate::table::{ENTRIES, SptePlace, TableId};
@@ -62,7 +61,12 @@ impl<S: Stage2> Mmu<S> {
     // REQ: PF-1, PF-2, PF-3
     #[inline(never)]
     pub(super) fn shadow_usual(&self, vcpu: &mut Vcpu, fault: &Fault) -> Option<Outcome> {
-        let Vcpu { reserve, paging, .. } = vcpu;
+        let Vcpu {
+            reserve,
+            paging,
+            near_slot,
+            ..
+        } = vcpu;
         let state = paging.as_mut()?;
         let (paging, code) = (&state.paging, fault.code);
         let gva = paging.linear(fault.address);
@@ -77,10 +81,14 @@ impl<S: Stage2> Mmu<S> {
         let mut section = self.slots.read(&mut held);
         let (slots, held) = section.split();
         // (c), (d): the last entry.
-        let memory = GuestMemory::new(self, slots);
         let format = &paging.format;
         let offset = format.offset(format.index(1, gva));
-        let (table_slot, table) = memory.find(path.gfn).filter(|(_, frame)| self.host.is_plain(*frame))?;
+        let live = |slot: &&Slot| slot.state == SlotState::Live;
+        let table_slot = slots.lookup_near(path.gfn, near_slot).filter(live)?;
+        let table = table_slot.frame_of(path.gfn);
+        if !self.host.is_plain(table) {
+            return None;
+        }
         let old = self.ram.read(table, offset, format.size());
         let allowed = path.above & format.access(old);
         if old & PRESENT == 0 || format.is_reserved(1, old) || paging.forbids(allowed, code) {
@@ -105,7 +113,10 @@ impl<S: Stage2> Mmu<S> {
         let access = format.leaf_access(path.above, gpte);
         // (e)
         let gfn = format.page(1, gpte);
-        let slot = memory.slot(gfn).filter(|slot| slot.state == SlotState::Live)?;
+        let slot = match table_slot.contains(gfn) {
+            true => table_slot,
+            false => slots.lookup(gfn).filter(live)?,
+        };
         let writes = access.contains(PteAccess::WRITE) && !slot.flags.contains(SlotFlags::READONLY);
         if !self.host.is_plain(slot.frame_of(gfn)) || wish == Wish::Write && !writes {
             return None;
@@ -116,7 +127,7 @@ impl<S: Stage2> Mmu<S> {
             table: path.page,
             index,
         };
-        let fetched = self.with_shadow_and(slots, memory.last(), held, reserve, |shadow| {
+        let fetched = self.with_shadow_and(slots, Some(slot), held, reserve, |shadow| {
             // Making room may have taken the page itself.
             let ready = !self.invalidate.must_retry(seq, gfn)
                 && !self.invalidate.must_retry(seq, path.gfn)

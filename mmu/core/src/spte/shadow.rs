@@ -121,7 +121,7 @@ pub(super) const fn table(layout: &ShadowLayout, id: TableId) -> Spte {
     Spte(layout.table_address(id) | TABLE_FLAGS)
 }
 
-#[inline]
+#[inline(always)]
 pub(super) const fn leaf(layout: &ShadowLayout, leaf: Leaf) -> Spte {
     debug_assert!(layout.hfn(leaf.frame).is_multiple_of(leaf.level.frames()));
     let user = if leaf.rights.contains(Rights::USER) { USER } else { 0 };
