@@ -84,6 +84,11 @@ const NEEDS: &[Need] = &[
         Sign::Program("qemu-system-x86_64"),
         "the simulator without VT-x",
     ),
+    need(
+        "valgrind",
+        Sign::Program("valgrind"),
+        "counts the instructions of the MMU's core in umbra test",
+    ),
 ];
 
 impl Need {

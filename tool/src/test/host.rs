@@ -62,6 +62,12 @@ fn all<'a>(builder: &'a Builder, kernel: Option<&'a Kernel>, board: &'a Board, e
         "bindings and the built kernel agree",
         Box::new(move || bindings(builder, kernel)),
     );
+    let mut cost = host_cargo(root);
+    cost.args(["run", "--locked", "--quiet", "--release", "--package", "umbra-bench"]);
+    add(
+        "instructions of the core",
+        Box::new(move || verdict(builder, "instructions of the core", &mut cost)),
+    );
     let mut format = host_cargo(root);
     format.args(["fmt", "--all", "--check"]);
     add("format", Box::new(move || verdict(builder, "format", &mut format)));
