@@ -40,6 +40,12 @@ fn all<'a>(builder: &'a Builder, kernel: Option<&'a Kernel>, board: &'a Board, e
     let mut add = |name: &str, check: Box<dyn FnOnce() -> Verdict + Send + 'a>| checks.push((name.to_owned(), check));
     add("host tests", Box::new(|| host_tests(builder, board)));
     add("mutations", Box::new(move || mutations(builder, board, extent)));
+    let mut cost = host_cargo(root);
+    cost.args(["run", "--locked", "--quiet", "--release", "--package", "umbra-bench"]);
+    add(
+        "instructions of the core",
+        Box::new(move || verdict(builder, "instructions of the core", &mut cost)),
+    );
     for checker in CHECKERS {
         let name = format!("races ({checker})");
         let mut command = races(root, "test", checker);
@@ -61,12 +67,6 @@ fn all<'a>(builder: &'a Builder, kernel: Option<&'a Kernel>, board: &'a Board, e
     add(
         "bindings and the built kernel agree",
         Box::new(move || bindings(builder, kernel)),
-    );
-    let mut cost = host_cargo(root);
-    cost.args(["run", "--locked", "--quiet", "--release", "--package", "umbra-bench"]);
-    add(
-        "instructions of the core",
-        Box::new(move || verdict(builder, "instructions of the core", &mut cost)),
     );
     let mut format = host_cargo(root);
     format.args(["fmt", "--all", "--check"]);
